@@ -1,0 +1,240 @@
+//! Our side: the release binary `agentfs`, driven by its command line.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::daemon::{Daemon, Memory};
+use crate::lab::say;
+use crate::mounts;
+use crate::process::{Answer, Run};
+
+/// How long a clone, a check or a start may take: a million files on a slow disk.
+const LIMIT: Duration = Duration::from_secs(3600);
+/// How long a daemon may take to end.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Counters of a worktree that count no request: what the kernel sends on its own, and sums.
+const NO_REQUESTS: [&str; 8] = [
+    "init",
+    "forget",
+    "bytes_read",
+    "entries_listed",
+    "files_pushed",
+    "bytes_pushed",
+    "errors",
+    "panics",
+];
+
+/// One store with its daemon. Dropping it stops the daemon, by force if it must be.
+pub struct Store {
+    binary: PathBuf,
+    home: PathBuf,
+    /// The lever that is switched off in this store's mounts.
+    off: Option<String>,
+    daemon: Cell<Option<Daemon>>,
+}
+
+/// The part of `agentfs ps --json` that is used here.
+#[derive(Deserialize)]
+struct Status {
+    pid: u32,
+    levers: BTreeMap<String, bool>,
+    repositories: Vec<Repository>,
+}
+
+#[derive(Deserialize)]
+struct Repository {
+    name: String,
+}
+
+/// The part of `agentfs stats --json` that is used here.
+#[derive(Deserialize)]
+struct Stats {
+    worktrees: Vec<WorktreeStats>,
+}
+
+#[derive(Deserialize)]
+struct WorktreeStats {
+    counters: BTreeMap<String, u64>,
+}
+
+impl WorktreeStats {
+    /// A counter that is new here counts as requests, so that nothing is hidden.
+    fn requests(&self) -> u64 {
+        let counters = self.counters.iter();
+        let requests = counters.filter(|(name, _)| !NO_REQUESTS.contains(&name.as_str()));
+        requests.map(|(_, count)| count).sum()
+    }
+}
+
+impl Store {
+    /// A store that does not exist yet, at `home`.
+    pub fn new(binary: &Path, home: PathBuf, off: Option<String>) -> Self {
+        Self { binary: binary.to_owned(), home, off, daemon: Cell::new(None) }
+    }
+
+    /// `agentfs` working on this store.
+    pub fn run(&self) -> Run {
+        // The daemon reads its levers when it starts, and any command may start it.
+        let off = self.off.as_deref().unwrap_or_default();
+        let run = Run::new(&self.binary).env("AGENTFS_HOME", &self.home);
+        run.env("AGENTFS_LEVERS_OFF", off).limit(LIMIT)
+    }
+
+    /// `agentfs clone SOURCE DIR`, timed.
+    pub fn clone(&self, source: &Path, dir: &Path, wait: bool) -> Result<Answer> {
+        let run = self.run().arg("clone");
+        let run = if wait { run.arg("--wait") } else { run };
+        run.arg(source).arg(dir).ok()
+    }
+
+    /// `agentfs mount REPO@REV DIR`, timed, of the only repository in the store.
+    pub fn mount(&self, revision: &str, dir: &Path) -> Result<Answer> {
+        let status = self.status()?;
+        let repository = status.repositories.first().context("the store is empty")?;
+        let run = self.run().args(["mount", "--read-only"]);
+        run.arg(format!("{}@{revision}", repository.name)).arg(dir).ok()
+    }
+
+    /// What `agentfs ps` tells: the daemon, its levers, the repositories. It starts the daemon.
+    fn status(&self) -> Result<Status> {
+        let answer = self.run().args(["ps", "--json"]).ok()?;
+        let status = Status::deserialize(result(&answer)?);
+        let status = status.context("`agentfs ps --json` tells less than it should")?;
+        self.daemon.set(Some(Daemon::find(status.pid)?));
+        Ok(status)
+    }
+
+    /// The daemon's process. It is asked for late: nothing may come between a clone and what is
+    /// timed after it, while content is still being ingested.
+    fn daemon(&self) -> Result<Daemon> {
+        if self.daemon.get().is_none() {
+            self.status()?;
+        }
+        self.daemon.get().context("there is no daemon")
+    }
+
+    /// Stops the daemon and starts it again; it mounts what was mounted.
+    pub fn restart(&self) -> Result<()> {
+        self.stop()?;
+        self.run().args(["daemon", "start"]).ok().map(drop)
+    }
+
+    /// Stops the daemon; its mounts go with it.
+    pub fn stop(&self) -> Result<()> {
+        let stop = || self.run().args(["daemon", "stop"]).limit(STOP_LIMIT).ok();
+        if self.daemon.get().is_none() && !self.home.join("daemon.sock").exists() {
+            return Ok(());
+        }
+        let Ok(daemon) = self.daemon() else { return stop().map(drop) };
+        let stopped = stop();
+        let start = Instant::now();
+        while daemon.lives() && start.elapsed() < STOP_LIMIT && stopped.is_ok() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.daemon.set(None);
+        if daemon.lives() {
+            daemon.kill();
+            stopped?;
+            bail!("the daemon {} said that it stops, but went on for {STOP_LIMIT:?}", daemon.pid);
+        }
+        stopped.map(drop)
+    }
+
+    /// What the daemon's memory holds now and held at most.
+    pub fn memory(&self) -> Result<Memory> {
+        self.daemon()?.memory()
+    }
+
+    /// Waits until the daemon has nothing left to do: less than 2 % of a core over half a second.
+    pub fn wait_idle(&self) -> Result<()> {
+        let start = Instant::now();
+        let daemon = self.daemon()?;
+        let mut before = daemon.ticks()?;
+        while start.elapsed() < LIMIT {
+            std::thread::sleep(Duration::from_millis(500));
+            let now = daemon.ticks()?;
+            if now - before <= 1 {
+                return Ok(());
+            }
+            before = now;
+        }
+        bail!("the daemon is still busy after {} s", LIMIT.as_secs())
+    }
+
+    /// How many requests the kernel has sent to the daemon so far, over all mounts.
+    fn requests(&self) -> Result<u64> {
+        let answer = self.run().args(["stats", "--json"]).ok()?;
+        let stats = Stats::deserialize(result(&answer)?);
+        let stats = stats.context("`agentfs stats --json` tells less than it should")?;
+        Ok(stats.worktrees.iter().map(WorktreeStats::requests).sum())
+    }
+
+    /// Does something and counts the requests it cost.
+    pub fn counting_requests<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
+        let before = self.requests()?;
+        let done = what()?;
+        Ok((done, self.requests()?.saturating_sub(before)))
+    }
+
+    /// The levers by name.
+    pub fn levers(&self) -> Result<BTreeMap<String, bool>> {
+        Ok(self.status()?.levers)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            say(&format!("the daemon of {} does not stop: {error:#}", self.home.display()));
+        }
+    }
+}
+
+/// The result object of a `--json` command: its last line.
+fn result(answer: &Answer) -> Result<Value> {
+    let text = answer.text();
+    let last = text.lines().last().unwrap_or_default();
+    serde_json::from_str(last).with_context(|| format!("this is no JSON: {last}"))
+}
+
+/// The binary to drive: the one named, or the one beside this program.
+pub fn binary(named: Option<PathBuf>) -> Result<PathBuf> {
+    let beside = || -> Result<PathBuf> { Ok(std::env::current_exe()?.with_file_name("agentfs")) };
+    let path = named.map_or_else(beside, Ok)?;
+    fs::canonicalize(&path).with_context(|| {
+        format!(
+            "there is no agentfs binary at {}: build it with `cargo build --release`, \
+             or name it with --agentfs",
+            path.display()
+        )
+    })
+}
+
+/// A finished `clone` or `mount` must have left a mount: a plain directory would be measured as if
+/// it were one, and git would find whatever repository lies above it.
+pub fn assert_mounted(dir: &Path) -> Result<()> {
+    if !mounts::below(dir)?.iter().any(|mount| mount.dir == dir) {
+        bail!("nothing is mounted at {}: the worktree was not usable", dir.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_and_forgets_are_no_requests() {
+        let line = r#"{"counters":{"read":2,"new":3,"forget":50,"bytes_read":9000},"dir":"/w"}"#;
+        let stats: WorktreeStats = serde_json::from_str(line).unwrap();
+        assert_eq!(stats.requests(), 5);
+    }
+}

@@ -1,0 +1,266 @@
+//! Figures as text: one line for the terminal, tables for the page.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use crate::record::{Outcome, PhaseResult, Record, Subject};
+use crate::stats::{Summary, ratio, summary};
+
+/// The phase whose time is shared out over the directories of a tree.
+const USABLE: &str = "growth_usable";
+/// How many bytes of the daemon's memory one more file may cost.
+const MEMORY_GOAL: f64 = 100.0;
+/// Below this difference in files the daemon's constant memory hides what a file costs.
+const SLOPE_FILES_MIN: u64 = 50_000;
+
+/// A time in the unit that suits it, three digits.
+pub fn time(seconds: f64) -> String {
+    let (value, unit) = match seconds {
+        s if s >= 1.0 => (s, "s"),
+        s if s >= 1e-3 => (s * 1e3, "ms"),
+        s => (s * 1e6, "µs"),
+    };
+    format!("{} {unit}", digits(value))
+}
+
+/// Three significant digits.
+fn digits(value: f64) -> String {
+    match value {
+        v if v >= 100.0 => format!("{v:.0}"),
+        v if v >= 10.0 => format!("{v:.1}"),
+        v if v >= 0.1 => format!("{v:.2}"),
+        v => format!("{v:.3}"),
+    }
+}
+
+/// A ratio with its quartiles.
+fn spread(ratio: &Summary) -> String {
+    format!("{} ({}–{})", digits(ratio.median), digits(ratio.p25), digits(ratio.p75))
+}
+
+fn median(seconds: &[f64]) -> String {
+    summary(seconds).map_or_else(|| "–".into(), |summary| time(summary.median))
+}
+
+/// Text that stays in its cell of a table.
+pub fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
+}
+
+/// The phase's name, with the size where it is measured at several.
+pub fn title(phase: &PhaseResult) -> String {
+    match phase.files {
+        Some(files) => format!("{}, {} files", phase.title, thousands(files)),
+        None => phase.title.clone(),
+    }
+}
+
+fn thousands(number: u64) -> String {
+    let text = number.to_string();
+    let groups: Vec<&str> = text
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .map(|group| std::str::from_utf8(group).unwrap_or_default())
+        .collect();
+    groups.join(",")
+}
+
+/// What became of the goal.
+fn verdict(phase: &PhaseResult) -> &'static str {
+    match (&phase.outcome, phase.met()) {
+        (Outcome::Failed(_), _) => "**failed**",
+        (Outcome::Skipped(_), _) => "not measured",
+        (Outcome::Measured, Some(true)) => "met",
+        (Outcome::Measured, Some(false)) => "**missed**",
+        (Outcome::Measured, None) => "",
+    }
+}
+
+/// One line for the terminal.
+pub fn line(phase: &PhaseResult) -> String {
+    let size = phase.files.map_or_else(String::new, |files| format!("@{files}"));
+    let mut out = format!("{:<28}", phase.id.clone() + &size);
+    for series in &phase.series {
+        let _ = write!(out, " {} {}", series.subject.title(), median(&series.seconds));
+    }
+    if let Some(ratio) = phase.ratio() {
+        let _ = write!(out, "  ratio {}", spread(&ratio));
+    }
+    if let Some(ratio) = ratio(phase.of(Subject::Without), phase.of(Subject::Ours)) {
+        let _ = write!(out, "  without/with {}", spread(&ratio));
+    }
+    if let Some(goal) = phase.goal {
+        let _ = write!(out, "  goal {goal} {}", verdict(phase).trim_matches('*'));
+    }
+    if let Some(requests) = phase.requests {
+        let _ = write!(out, "  requests {requests}");
+    }
+    out
+}
+
+/// A table of phases: ours beside every rival that took part in any of them.
+pub fn phases(phases: &[&PhaseResult]) -> String {
+    let rivals: Vec<Subject> =
+        [Subject::Native, Subject::Overlay, Subject::Worktree, Subject::Copy]
+            .into_iter()
+            .filter(|subject| phases.iter().any(|phase| !phase.of(*subject).is_empty()))
+            .collect();
+    let requests = phases.iter().any(|phase| phase.requests.is_some());
+    let goals = phases.iter().any(|phase| phase.goal.is_some());
+    let mut head = vec!["phase".to_owned(), "agentfs".into()];
+    head.extend(rivals.iter().map(|subject| subject.title().to_owned()));
+    head.extend(["agentfs / native".into(), "turns".into()]);
+    if requests {
+        head.push("messages to the daemon".into());
+    }
+    if goals {
+        head.extend(["goal".into(), "".into()]);
+    }
+    let mut out = format!("| {} |\n|{}\n", head.join(" | "), "---|".repeat(head.len()));
+    for phase in phases {
+        let ours = phase.of(Subject::Ours);
+        let mut row = vec![cell(&title(phase)), median(ours)];
+        row.extend(rivals.iter().map(|subject| median(phase.of(*subject))));
+        row.push(phase.ratio().map_or_else(|| "–".into(), |ratio| spread(&ratio)));
+        row.push(ours.len().to_string());
+        if requests {
+            row.push(phase.requests.map_or_else(|| "–".into(), |requests| requests.to_string()));
+        }
+        if goals {
+            row.push(phase.goal.map_or_else(String::new, |goal| format!("≤ {goal}")));
+            row.push(verdict(phase).into());
+        } else if phase.outcome != Outcome::Measured {
+            row[1] = verdict(phase).into();
+        }
+        let _ = writeln!(out, "| {} |", row.join(" | "));
+    }
+    out
+}
+
+/// A table of one lever: ours with it and without it.
+pub fn comparison(phases: &[PhaseResult]) -> String {
+    let mut out = String::from("| phase | with | without | without / with |\n|---|---|---|---|\n");
+    for phase in phases {
+        let (with, without) = (phase.of(Subject::Ours), phase.of(Subject::Without));
+        if let Some(ratio) = ratio(without, with) {
+            let _ = writeln!(
+                out,
+                "| {} | {} | {} | {} |",
+                cell(&title(phase)),
+                median(with),
+                median(without),
+                spread(&ratio)
+            );
+        }
+    }
+    out
+}
+
+/// The daemon's memory and its price by size of tree: what one more file and directory cost.
+pub fn memory(record: &Record) -> String {
+    let mut out = String::new();
+    let points = &record.memory;
+    let (Some(first), Some(last)) = (points.first(), points.last()) else { return out };
+    out.push_str(
+        "\n| files | directories | until usable, a directory | resident when usable \
+         | resident, settled | of it anonymous | peak |\n|---|---|---|---|---|---|---|\n",
+    );
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    let usable = |files| record.phases.iter().find(|p| p.id == USABLE && p.files == Some(files));
+    for point in points {
+        let seconds = usable(point.files).and_then(|phase| summary(phase.of(Subject::Ours)));
+        let each = seconds.map(|seconds| time(seconds.median / point.directories as f64));
+        let row = [
+            thousands(point.files),
+            thousands(point.directories),
+            each.unwrap_or_else(|| "–".into()),
+            mib(point.usable.resident),
+            mib(point.settled.resident),
+            mib(point.settled.anonymous),
+            mib(point.settled.peak),
+        ];
+        let _ = writeln!(out, "| {} |", row.join(" | "));
+    }
+    if last.files - first.files >= SLOPE_FILES_MIN {
+        let files = (last.files - first.files) as f64;
+        let slope = (last.settled.resident as f64 - first.settled.resident as f64) / files;
+        let verdict = if slope < MEMORY_GOAL { "met" } else { "**missed**" };
+        let _ = writeln!(
+            out,
+            "\nFrom the smallest to the largest tree the daemon's resident memory grows by \
+             {slope:.0} bytes a file (goal: below {MEMORY_GOAL}, {verdict})."
+        );
+    }
+    out
+}
+
+/// The levers, those that are off by name.
+pub fn levers(levers: &BTreeMap<String, bool>) -> String {
+    let names = |on: bool| -> Vec<&str> {
+        levers.iter().filter(|(_, is)| **is == on).map(|(name, _)| name.as_str()).collect()
+    };
+    match names(false).as_slice() {
+        [] => format!("all on: {}", names(true).join(", ")),
+        off => format!("on: {}; off: {}", names(true).join(", "), off.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::sample;
+
+    #[test]
+    fn times_and_numbers_read_well() {
+        assert_eq!(time(12.345), "12.3 s");
+        assert_eq!(time(0.3612), "361 ms");
+        assert_eq!(time(0.0074), "7.40 ms");
+        assert_eq!(time(3.3e-6), "3.30 µs");
+        assert_eq!(time(5e-8), "0.050 µs");
+        assert_eq!(thousands(1_000_000), "1,000,000");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(cell("a|b\nc"), "a\\|b c");
+    }
+
+    #[test]
+    fn a_table_has_as_many_cells_in_every_row() {
+        let record = sample();
+        let all: Vec<&PhaseResult> = record.phases.iter().collect();
+        let table = phases(&all);
+        let cells: Vec<usize> = table.lines().map(|line| line.matches('|').count()).collect();
+        assert!(cells.windows(2).all(|pair| pair[0] == pair[1]), "{table}");
+        assert!(table.contains("| ≤ 0.25 | met |"), "{table}");
+        assert!(table.contains("| ≤ 1.2 | **missed** |"), "{table}");
+        assert!(table.contains("| ≤ 1.5 | not measured |"), "{table}");
+        assert!(!table.contains("overlayfs"), "{table}");
+    }
+
+    #[test]
+    fn the_cost_of_a_file_in_memory_is_the_slope() {
+        let mut record = sample();
+        let table = memory(&record);
+        assert!(table.contains("grows by 50 bytes a file (goal: below 100, met)"), "{table}");
+        // 10 ms for 10,000 files in 833 directories.
+        assert!(table.contains("| 10,000 | 833 | 12.0 µs |"), "{table}");
+        record.memory[1].settled.resident += 100_000 * 60;
+        assert!(memory(&record).contains("**missed**"));
+        record.memory.clear();
+        assert_eq!(memory(&record), "");
+    }
+
+    #[test]
+    fn a_line_tells_the_ratio_and_the_verdict() {
+        let record = sample();
+        let shown = line(&record.phases[1]);
+        assert!(shown.contains("ratio 2.25") && shown.contains("goal 1.2 missed"), "{shown}");
+    }
+
+    #[test]
+    fn levers_that_are_off_stand_apart() {
+        let mut all = sample().levers;
+        assert_eq!(levers(&all), "on: no_open; off: prewarm");
+        all.remove("prewarm");
+        assert_eq!(levers(&all), "all on: no_open");
+    }
+}

@@ -1,0 +1,91 @@
+//! The command line. Each command describes its own arguments in its file below `commands`.
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::commands::{
+    attach, clone, completions, daemon, doctor, fsck, mount, ps, stats, status, umount, version,
+};
+
+/// Git worktrees that cost nothing until they are written, for many agents at once.
+#[derive(Debug, Parser)]
+#[command(name = "agentfs", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "\
+Environment:
+  AGENTFS_HOME        the store (default: $XDG_DATA_HOME/agentfs, else ~/.local/share/agentfs)
+  AGENTFS_LOG         how much the daemon logs: error, warn, info (default), debug, trace
+  AGENTFS_LEVERS_OFF  kernel caching to do without, by the names that `agentfs doctor` prints
+
+Exit codes:
+  0 done   1 failed   2 wrong command line   3 no such repository, revision, branch or path
+  4 input refused   5 damaged data   6 store full, read-only, in use or of another version
+  7 daemon not reachable   8 nothing can be mounted here")]
+pub struct Args {
+    /// Print one JSON object a line instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Args {
+    /// Reads the arguments of this process.
+    ///
+    /// # Errors
+    /// What clap says of a wrong command line; also its help and version texts.
+    pub fn read() -> Result<Self, clap::Error> {
+        Self::try_parse()
+    }
+
+    /// The command line as clap knows it.
+    pub fn description() -> clap::Command {
+        Self::command()
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take a repository into the store and mount a worktree of it
+    Clone(clone::Args),
+    /// Use an existing repository in place
+    Attach(attach::Args),
+    /// Mount a branch or a revision at a directory
+    Mount(mount::Args),
+    /// Unmount a worktree, or all
+    Umount(umount::Args),
+    /// Show a worktree: the one that holds the current directory, or DIR, or all
+    Status(status::Args),
+    /// List repositories and worktrees
+    Ps(ps::Args),
+    /// Show what the daemon has counted
+    Stats(stats::Args),
+    /// Say what works on this machine, what does not, and why
+    Doctor(doctor::Args),
+    /// Verify everything that is in the store
+    Fsck(fsck::Args),
+    /// Start, stop or look at the store's daemon
+    Daemon(daemon::Args),
+    /// Print the completion script of a shell
+    Completions(completions::Args),
+    /// Print the version
+    Version(version::Args),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::description().debug_assert();
+    }
+
+    #[test]
+    fn json_is_taken_before_and_after_the_command() {
+        for line in [["agentfs", "--json", "ps"], ["agentfs", "ps", "--json"]] {
+            assert!(Args::try_parse_from(line).unwrap().json);
+        }
+    }
+}

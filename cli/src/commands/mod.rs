@@ -1,0 +1,118 @@
+//! The commands, one a file. Each reads its arguments, calls the daemon and prints.
+
+pub mod attach;
+pub mod clone;
+pub mod completions;
+pub mod daemon;
+pub mod doctor;
+pub mod fsck;
+pub mod mount;
+pub mod ps;
+pub mod stats;
+pub mod status;
+pub mod umount;
+pub mod version;
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::args::Command;
+use crate::client::Client;
+use crate::environment::Environment;
+use crate::error::{Failure, Kind, Result};
+use crate::layout::Layout;
+use crate::output::{Output, count};
+use crate::progress::{Display, Meter};
+use crate::protocol::Opened;
+
+/// Runs `command` and returns the exit code.
+///
+/// # Errors
+/// Whatever keeps it from its end.
+pub fn run(command: Command, output: Output) -> Result<u8> {
+    match command {
+        Command::Clone(args) => clone::run(&args, output),
+        Command::Attach(args) => attach::run(&args, output),
+        Command::Mount(args) => mount::run(&args, output),
+        Command::Umount(args) => umount::run(&args, output),
+        Command::Status(args) => status::run(&args, output),
+        Command::Ps(args) => ps::run(&args, output),
+        Command::Stats(args) => stats::run(&args, output),
+        Command::Doctor(args) => doctor::run(&args, output),
+        Command::Fsck(args) => fsck::run(&args, output),
+        Command::Daemon(args) => daemon::run(&args, output),
+        Command::Completions(args) => completions::run(&args),
+        Command::Version(args) => version::run(&args, output),
+    }
+}
+
+/// Calls the daemon, started if need be, and shows the progress of the call meanwhile.
+///
+/// # Errors
+/// As [`Client::connect_or_start`] and [`Client::request`].
+pub fn call<R: DeserializeOwned>(
+    output: Output,
+    method: &str,
+    params: &impl Serialize,
+) -> Result<R> {
+    let environment = Environment::read()?;
+    let layout = Layout::new(environment.store.clone());
+    let mut client = Client::connect_or_start(&layout, &environment)?;
+    let meter = Arc::new(Meter::default());
+    let _display = Display::start(Arc::clone(&meter), output.json);
+    client.request(method, params, &meter)
+}
+
+/// Refuses to begin what would end with a mount on a machine that has no way to mount.
+///
+/// # Errors
+/// [`Kind::CannotMount`], with `otherwise` as what else can be done.
+pub fn refuse_without_fuse(otherwise: &str) -> Result<()> {
+    let probe = agentfs_fuse::probe();
+    let (message, hint) = if probe.device == agentfs_fuse::Device::Missing {
+        (
+            "nothing can be mounted: there is no /dev/fuse",
+            "load the module with `modprobe fuse`, or start the container with \
+             `--device /dev/fuse --cap-add SYS_ADMIN`",
+        )
+    } else if !probe.root && probe.fusermount3.is_none() {
+        (
+            "nothing can be mounted: an ordinary user needs fusermount3, which is not installed",
+            "install the package fuse3, or run as root",
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(Kind::CannotMount, message).hint(format!("{hint}; or {otherwise}")))
+}
+
+/// Prints for people what clone, attach and mount have brought about.
+///
+/// # Errors
+/// What `out` refuses.
+pub fn describe(out: &mut dyn Write, opened: &Opened) -> io::Result<()> {
+    let Opened { repository, branch, commit, .. } = opened;
+    let at = match commit {
+        Some(commit) if opened.detached => format!("detached at {}", short(commit)),
+        Some(commit) => format!("{branch} at {}", short(commit)),
+        None => format!("{branch}, no commit yet"),
+    };
+    match &opened.dir {
+        Some(dir) => writeln!(out, "{}: {repository}, {at}", dir.0.display())?,
+        None => writeln!(out, "{repository}: {at}")?,
+    }
+    let ingest = if opened.ingested { "all in the store" } else { "the store takes in the rest" };
+    writeln!(out, "  {}, {ingest}", count(opened.entries, "entry").replace("entrys", "entries"))?;
+    if opened.dir.is_some() && opened.read_only {
+        writeln!(out, "  mounted read-only: this version of agentfs does not write to worktrees")?;
+    }
+    opened.notes.iter().try_for_each(|note| writeln!(out, "  note: {note}"))
+}
+
+/// The first digits of a commit id.
+pub fn short(commit: &str) -> &str {
+    commit.get(..12).unwrap_or(commit)
+}

@@ -1,0 +1,97 @@
+//! `agentfs stats`
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::thread;
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::environment::Environment;
+use crate::error::Result;
+use crate::layout::Layout;
+use crate::output::Output;
+use crate::progress::Meter;
+use crate::protocol::{Stats, method};
+
+/// Arguments of `agentfs stats`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print again every second what has been counted since
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Prints what the daemon has counted.
+///
+/// # Errors
+/// As [`Client::connect_or_start`] and [`Client::request`].
+pub fn run(args: &Args, output: Output) -> Result<u8> {
+    let environment = Environment::read()?;
+    let layout = Layout::new(environment.store.clone());
+    let mut client = Client::connect_or_start(&layout, &environment)?;
+    let mut stats: Stats = client.request(method::STATS, &(), &Meter::default())?;
+    output.result(&stats, |out| show(out, &stats, None))?;
+    if !args.watch {
+        return Ok(0);
+    }
+    loop {
+        thread::sleep(Duration::from_secs(1));
+        let next: Stats = client.request(method::STATS, &(), &Meter::default())?;
+        output.result(&next, |out| {
+            writeln!(out)?;
+            show(out, &next, Some(&stats))
+        })?;
+        stats = next;
+    }
+}
+
+/// Prints all counters, or the change of those that have changed since `before`.
+fn show(out: &mut dyn Write, now: &Stats, before: Option<&Stats>) -> io::Result<()> {
+    section(out, "store", &now.store, before.map(|stats| &stats.store))?;
+    section(out, "work of the store", &now.counters, before.map(|stats| &stats.counters))?;
+    section(out, "daemon", &now.process, before.map(|stats| &stats.process))?;
+    for worktree in &now.worktrees {
+        let earlier = before.and_then(|stats| {
+            let same = stats.worktrees.iter().find(|one| one.dir == worktree.dir)?;
+            Some(&same.counters)
+        });
+        let heading = worktree.dir.0.display().to_string();
+        section(out, &heading, &worktree.counters, earlier)?;
+    }
+    Ok(())
+}
+
+fn section(
+    out: &mut dyn Write,
+    heading: &str,
+    now: &BTreeMap<String, u64>,
+    before: Option<&BTreeMap<String, u64>>,
+) -> io::Result<()> {
+    writeln!(out, "{heading}")?;
+    for (name, value) in now {
+        match before.map(|before| before.get(name).copied().unwrap_or(0)) {
+            None => writeln!(out, "  {:<24} {value}", name.replace('_', " "))?,
+            Some(earlier) if earlier == *value => {}
+            Some(earlier) => {
+                let change = i128::from(*value) - i128::from(earlier);
+                writeln!(out, "  {:<24} {value} ({change:+})", name.replace('_', " "))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_look_shows_what_has_changed() {
+        let counters = |read| BTreeMap::from([("lookup".into(), 7), ("read".into(), read)]);
+        let mut out = Vec::new();
+        section(&mut out, "/w", &counters(9), Some(&counters(4))).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("read") && text.contains("9 (+5)"), "{text}");
+        assert!(!text.contains("lookup"), "{text}");
+    }
+}

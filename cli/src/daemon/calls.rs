@@ -1,0 +1,357 @@
+//! The calls that change something: clone, attach, mount, umount.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agentfs_engine::store::{self, Branch, WorktreeRecord};
+use agentfs_gitimport::repository::Repository;
+use agentfs_gitimport::walk::ImportedTrees;
+use agentfs_gitimport::{attach, fetch, gitdir};
+use serde_json::Value;
+use tracing::warn;
+
+use crate::daemon::note::{Making, Note};
+use crate::daemon::opening::Opening;
+use crate::daemon::repositories::{OpenRepository, name_of, unique};
+use crate::daemon::rpc::{Answer, Call, Wait};
+use crate::daemon::state::Daemon;
+use crate::daemon::target::{self, Target};
+use crate::destination;
+use crate::error::{Failure, Kind, Result};
+use crate::incoming::{self, Incoming};
+use crate::layout::remove_all;
+use crate::protocol::{AttachCall, CloneCall, MountCall, Opened, UmountCall, Unmounted, WirePath};
+
+/// A repository that has been moved into its place and is not on record yet. Dropping it removes it.
+struct Adopted {
+    path: PathBuf,
+    kept: bool,
+    _note: Note,
+}
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = remove_all(&self.path)
+        {
+            warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Takes a repository in and mounts it if asked.
+///
+/// # Errors
+/// Whatever keeps it from being taken in or mounted; nothing is left then.
+pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<Answer> {
+    if params.branch.is_some() && params.rev.is_some() {
+        return Err(Failure::new(Kind::Usage, "a branch and a revision exclude each other"));
+    }
+    if let Some(at) = &params.mount {
+        destination::check(&at.dir.0, daemon.root())?;
+    }
+    let fetched;
+    let incoming = match &params.incoming {
+        Some(name) => incoming::find(&daemon.layout, name)?,
+        None => {
+            fetched = Incoming::create(&daemon.layout)?;
+            let options =
+                fetch::CloneOptions { branch: params.branch.clone(), rev: params.rev.clone() };
+            let (meter, into) = (call.meter.as_ref(), fetched.repository());
+            fetch::clone_bare(&params.source, &into, &options, meter, &call.cancel)?;
+            into
+        }
+    };
+    let (mut adopted, name) = adopt(daemon, &incoming, &params.source)?;
+    let origin = Some(params.source.clone());
+    let repository = open(daemon, name, adopted.path.clone(), origin, false)?;
+    let target = match &params.rev {
+        Some(rev) => Target { branch: None, ..Target::of_revision(daemon, &repository, rev)? },
+        None => Target::of_head(&*repository.git()?)?,
+    };
+    let (root, trees) = target::import(daemon, &repository, &target, call)?;
+    let branch = target::branch(daemon, &repository, &target, root)?;
+    call.cancel.check()?;
+    let opening = match &params.mount {
+        Some(at) => {
+            let reservation = daemon.worktrees.reserve(&at.dir.0, &branch)?;
+            Some(Opening::new(daemon, reservation, &repository, &branch, at.allow_other)?)
+        }
+        None => None,
+    };
+    call.cancel.check()?;
+    let worktree = opening.as_ref().and_then(|opening| opening.record()).cloned();
+    let mut batch = daemon.store.batch()?;
+    batch.put_repository(&repository.record);
+    batch.put_branch(&branch);
+    worktree.iter().for_each(|worktree| batch.put_worktree(worktree));
+    batch.commit()?;
+    adopted.kept = true;
+    daemon.repositories.insert(&repository);
+    let created = opening.as_ref().is_some_and(Opening::created);
+    if let Some(opening) = opening {
+        opening.keep(true);
+    }
+    let opened = describe(daemon, &branch, worktree.as_ref(), target.note)?;
+    let undo = {
+        let (daemon, branch) = (Arc::clone(daemon), branch.clone());
+        move || undo_clone(&daemon, &branch, worktree.as_ref(), created)
+    };
+    answer(daemon, &branch, trees, opened, params.wait, undo)
+}
+
+/// Moves a fetched repository to its place under a name that is free.
+fn adopt(daemon: &Daemon, incoming: &Path, source: &str) -> Result<(Adopted, String)> {
+    let _names = daemon.lock_names();
+    let name = daemon.free_repository_name(source)?;
+    let note = Note::write(&daemon.layout, &Making::Repository(name.clone()))?;
+    let path = daemon.layout.repositories().join(&name);
+    fs::rename(incoming, &path).map_err(|error| Failure::store_io("create", &path, &error))?;
+    Ok((Adopted { path, kept: false, _note: note }, name))
+}
+
+fn open(
+    daemon: &Daemon,
+    name: String,
+    git_dir: PathBuf,
+    origin: Option<String>,
+    attached: bool,
+) -> Result<Arc<OpenRepository>> {
+    let hash = Repository::open(&git_dir)?.hash();
+    let record = store::Repository { name, git_dir, origin, hash, attached };
+    Ok(OpenRepository::new(&daemon.store, record))
+}
+
+fn undo_clone(daemon: &Daemon, branch: &Branch, worktree: Option<&WorktreeRecord>, created: bool) {
+    daemon.ingest.cancel(&branch.repository, &branch.name);
+    if let Some(worktree) = worktree
+        && let Err(failure) = undo_mount(daemon, &worktree.dir, created)
+    {
+        warn!("cannot undo a clone: {failure}");
+        return;
+    }
+    let removed = daemon.store.batch().and_then(|mut batch| {
+        batch.remove_branch(&branch.repository, &branch.name);
+        batch.remove_repository(&branch.repository);
+        batch.commit()
+    });
+    daemon.repositories.remove(&branch.repository);
+    let path = daemon.layout.repositories().join(&branch.repository);
+    let removed = removed.map_err(Failure::from).and_then(|()| {
+        remove_all(&path).map_err(|error| Failure::store_io("remove", &path, &error))
+    });
+    if let Err(failure) = removed {
+        warn!("cannot undo a clone: {failure}");
+    }
+}
+
+/// Takes an existing repository in where it is; one that is on record already is found again.
+///
+/// # Errors
+/// As [`clone()`].
+pub fn attach(daemon: &Arc<Daemon>, params: &AttachCall, call: &Call) -> Result<Answer> {
+    let git_dir = attach::attach(&params.path.0)?;
+    let (repository, new) = {
+        let _names = daemon.lock_names();
+        let known = daemon.store.repositories()?.into_iter().find(|one| one.git_dir == git_dir);
+        match known {
+            Some(known) => (daemon.repositories.get(&daemon.store, &known.name)?, false),
+            None => {
+                let shown = git_dir.to_string_lossy();
+                let name = unique(&name_of(&shown), |name| {
+                    let taken = daemon.layout.repositories().join(name).exists();
+                    Ok(taken || daemon.store.repository(name)?.is_some())
+                })?;
+                let repository = open(daemon, name, git_dir, None, true)?;
+                let mut batch = daemon.store.batch()?;
+                batch.put_repository(&repository.record);
+                batch.commit()?;
+                daemon.repositories.insert(&repository);
+                (repository, true)
+            }
+        }
+    };
+    let imported = attach_head(daemon, &repository, call);
+    let forget = {
+        let (daemon, name) = (Arc::clone(daemon), repository.record.name.clone());
+        move |branch: Option<&str>| {
+            if !new {
+                return;
+            }
+            let removed = daemon.store.batch().and_then(|mut batch| {
+                branch.iter().for_each(|branch| batch.remove_branch(&name, branch));
+                batch.remove_repository(&name);
+                batch.commit()
+            });
+            daemon.repositories.remove(&name);
+            if let Err(error) = removed {
+                warn!("cannot undo an attachment: {error}");
+            }
+        }
+    };
+    let (branch, note, trees) = imported.inspect_err(|_| forget(None))?;
+    let opened = describe(daemon, &branch, None, note)?;
+    let name = branch.name.clone();
+    answer(daemon, &branch, trees, opened, params.wait, move || forget(Some(&name)))
+}
+
+fn attach_head(
+    daemon: &Daemon,
+    repository: &OpenRepository,
+    call: &Call,
+) -> Result<(Branch, Option<String>, ImportedTrees)> {
+    let target = Target::of_head(&*repository.git()?)?;
+    let (root, trees) = target::import(daemon, repository, &target, call)?;
+    let _names = daemon.lock_names();
+    let branch = target::branch(daemon, repository, &target, root)?;
+    let mut batch = daemon.store.batch()?;
+    batch.put_branch(&branch);
+    batch.commit()?;
+    Ok((branch, target.note, trees))
+}
+
+/// Mounts a branch or a revision. One that is not `recorded` does not come back after a restart.
+///
+/// # Errors
+/// Whatever keeps it from being mounted; nothing is left then.
+pub fn mount(
+    daemon: &Arc<Daemon>,
+    params: &MountCall,
+    call: &Call,
+    recorded: bool,
+) -> Result<Answer> {
+    let MountCall { what, at } = params;
+    destination::check(&at.dir.0, daemon.root())?;
+    let (name, revision) = target::parse(daemon, what)?;
+    let repository = daemon.repositories.get(&daemon.store, &name)?;
+    let mut target = Target::of_revision(daemon, &repository, &revision)?;
+    let (root, trees) = target::import(daemon, &repository, &target, call)?;
+    let (branch, reservation) = {
+        let _names = daemon.lock_names();
+        target::detach_if_held(daemon, &repository, &mut target)?;
+        let branch = target::branch(daemon, &repository, &target, root)?;
+        let reservation = daemon.worktrees.reserve(&at.dir.0, &branch)?;
+        (branch, reservation)
+    };
+    let opening = Opening::new(daemon, reservation, &repository, &branch, at.allow_other)?;
+    call.cancel.check()?;
+    let worktree = opening.record().cloned();
+    let mut batch = daemon.store.batch()?;
+    batch.put_branch(&branch);
+    worktree.iter().filter(|_| recorded).for_each(|worktree| batch.put_worktree(worktree));
+    batch.commit()?;
+    let created = opening.created();
+    opening.keep(recorded);
+    let opened = describe(daemon, &branch, worktree.as_ref(), target.note)?;
+    let undo = {
+        let (daemon, dir) = (Arc::clone(daemon), at.dir.clone());
+        move || {
+            if let Err(failure) = undo_mount(&daemon, &dir.0, created) {
+                warn!("cannot undo a mount: {failure}");
+            }
+        }
+    };
+    answer(daemon, &branch, trees, opened, false, undo)
+}
+
+fn undo_mount(daemon: &Daemon, dir: &Path, created: bool) -> Result<()> {
+    close(daemon, dir, true)?;
+    if created {
+        // It stays if somebody has put something into it.
+        fs::remove_dir(dir).ok();
+    }
+    Ok(())
+}
+
+/// Unmounts one worktree or all, for good.
+///
+/// # Errors
+/// As [`Worktrees::close`](crate::daemon::worktrees::Worktrees::close). Of several, those that can
+/// be unmounted are.
+pub fn umount(daemon: &Daemon, params: &UmountCall) -> Result<Unmounted> {
+    let dirs = match &params.dir {
+        Some(dir) => vec![dir.0.clone()],
+        None => daemon.worktrees.list().into_iter().map(|(dir, _)| dir).collect(),
+    };
+    let mut failures = Vec::new();
+    let mut unmounted = Vec::new();
+    for dir in dirs {
+        match close(daemon, &dir, params.lazy) {
+            Ok(()) => unmounted.push(WirePath(dir)),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    let more = failures.len().saturating_sub(1);
+    match failures.into_iter().next() {
+        None => Ok(Unmounted { dirs: unmounted }),
+        Some(first) if more == 0 => Err(first),
+        Some(first) => Err(Failure {
+            message: format!("{}; and {more} more could not be unmounted", first.message),
+            ..first
+        }),
+    }
+}
+
+/// Unmounts a worktree and takes it off the record, with a branch that only it has.
+fn close(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
+    let closing = daemon.worktrees.close(dir, lazy)?;
+    let WorktreeRecord { repository, branch, git_dir, .. } = &closing.record;
+    gitdir::remove(git_dir)?;
+    let own = daemon.store.branch(repository, branch)?.is_some_and(|branch| branch.detached);
+    let mut batch = daemon.store.batch()?;
+    if closing.recorded {
+        batch.remove_worktree(dir);
+    }
+    if own {
+        daemon.ingest.cancel(repository, branch);
+        batch.remove_branch(repository, branch);
+    }
+    Ok(batch.commit()?)
+}
+
+fn describe(
+    daemon: &Daemon,
+    branch: &Branch,
+    worktree: Option<&WorktreeRecord>,
+    note: Option<String>,
+) -> Result<Opened> {
+    let tree = daemon.store.tree(branch.root)?;
+    Ok(Opened {
+        repository: branch.repository.clone(),
+        branch: branch.name.clone(),
+        commit: branch.commit.map(|commit| commit.to_string()),
+        detached: branch.detached,
+        entries: u64::from(tree.subtree(branch.root).descendants),
+        dir: worktree.map(|worktree| worktree.dir.as_path().into()),
+        read_only: true,
+        ingested: branch.ingested,
+        notes: note.into_iter().collect(),
+    })
+}
+
+/// The answer of a call that has made `branch` usable: its content is taken in before it is sent, if
+/// the client waits for that, or after it.
+fn answer(
+    daemon: &Arc<Daemon>,
+    branch: &Branch,
+    trees: ImportedTrees,
+    mut opened: Opened,
+    wait: bool,
+    undo: impl FnOnce() + Send + 'static,
+) -> Result<Answer> {
+    let mut answer = Answer::from(Value::Null);
+    answer.undo = Some(Box::new(undo));
+    if wait && !branch.ingested {
+        let job = daemon.ingest.enqueue(branch, trees);
+        opened.ingested = true;
+        answer.wait = Some(Wait { meter: Arc::clone(&job.meter), end: Box::pin(job.ended()) });
+    } else if !branch.ingested {
+        let (daemon, branch) = (Arc::clone(daemon), branch.clone());
+        answer.after = Some(Box::new(move || {
+            daemon.ingest.enqueue(&branch, trees);
+        }));
+    }
+    answer.value = serde_json::to_value(opened).unwrap_or_default();
+    Ok(answer)
+}

@@ -1,0 +1,161 @@
+//! Notes about what a call is bringing about and has not recorded in the store yet.
+//!
+//! A note is written before the first trace of the work can be seen and removed when the work is
+//! recorded, or undone. What a killed daemon has left half-made is thereby known by name, and the
+//! next one removes exactly that and nothing else.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use agentfs_engine::store::Store;
+use agentfs_fuse::MountState;
+use agentfs_gitimport::gitdir;
+
+use crate::error::{Failure, Result};
+use crate::layout::{Layout, remove_all};
+use crate::protocol::WirePath;
+
+/// What is being made.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Making {
+    /// A repository of this name below `repos`.
+    Repository(String),
+    /// A mount.
+    Mount {
+        /// Its directory.
+        dir: WirePath,
+        /// Whether the directory was not there before.
+        created: bool,
+        /// Its git directory, as soon as there is one.
+        git_dir: Option<WirePath>,
+    },
+}
+
+/// A note that exists. Dropping it removes it.
+#[derive(Debug)]
+pub struct Note {
+    path: PathBuf,
+}
+
+impl Note {
+    /// Writes a note.
+    ///
+    /// # Errors
+    /// Whatever the file system refuses.
+    pub fn write(layout: &Layout, making: &Making) -> Result<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let dir = layout.pending();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let note = Self { path: dir.join(format!("{}-{number}", std::process::id())) };
+        fs::create_dir_all(&dir).map_err(|error| Failure::store_io("create", &dir, &error))?;
+        note.amend(making)?;
+        Ok(note)
+    }
+
+    /// Replaces what it says.
+    ///
+    /// # Errors
+    /// Whatever the file system refuses.
+    pub fn amend(&self, making: &Making) -> Result<()> {
+        let text = serde_json::to_vec(making).unwrap_or_default();
+        let new = self.path.with_extension("new");
+        fs::write(&new, text)
+            .and_then(|()| fs::rename(&new, &self.path))
+            .map_err(|error| Failure::store_io("write", &self.path, &error))
+    }
+}
+
+impl Drop for Note {
+    fn drop(&mut self) {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warn!("cannot remove {}: {error}", self.path.display());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Removes what the notes of a former daemon name, unless the store has it on record.
+///
+/// # Errors
+/// What reading the store meets.
+pub fn sweep(layout: &Layout, store: &Store) -> Result<()> {
+    let Ok(entries) = fs::read_dir(layout.pending()) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let note = Note { path: entry.path() };
+        let making = fs::read(&note.path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        match making {
+            Some(Making::Repository(name)) => sweep_repository(layout, store, &name)?,
+            Some(Making::Mount { dir, created, git_dir }) => {
+                sweep_mount(store, &dir.0, created, git_dir.as_ref().map(|dir| dir.0.as_path()))?;
+            }
+            // Written by a daemon that was killed at it: nothing had been made yet.
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+fn sweep_repository(layout: &Layout, store: &Store, name: &str) -> Result<()> {
+    let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
+    if !plain || store.repository(name)?.is_some() {
+        return Ok(());
+    }
+    let path = layout.repositories().join(name);
+    match remove_all(&path) {
+        Ok(()) => info!("removed {}, which was not complete", path.display()),
+        Err(error) => warn!("cannot remove {}: {error}", path.display()),
+    }
+    Ok(())
+}
+
+fn sweep_mount(store: &Store, dir: &Path, created: bool, git_dir: Option<&Path>) -> Result<()> {
+    let recorded = store.worktrees()?;
+    if recorded.iter().any(|worktree| worktree.dir == dir) {
+        return Ok(());
+    }
+    if let Ok(MountState::Dead) = agentfs_fuse::mount_state(dir) {
+        match agentfs_fuse::unmount_path(dir, true) {
+            Ok(()) => info!("unmounted {}, whose mounting was not complete", dir.display()),
+            Err(error) => warn!("{error}"),
+        }
+    }
+    if let Some(git_dir) = git_dir
+        && let Err(error) = gitdir::remove(git_dir)
+    {
+        warn!("{error}");
+    }
+    if created {
+        // It stays if somebody has put something into it.
+        fs::remove_dir(dir).ok();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_lasts_as_long_as_its_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().to_owned());
+        let making = Making::Mount { dir: WirePath("/w".into()), created: true, git_dir: None };
+        let first = Note::write(&layout, &making).unwrap();
+        let second = Note::write(&layout, &Making::Repository("r".into())).unwrap();
+        assert_ne!(first.path, second.path);
+        let text = fs::read(&first.path).unwrap();
+        assert_eq!(serde_json::from_slice::<Making>(&text).unwrap(), making);
+        drop((first, second));
+        assert_eq!(fs::read_dir(layout.pending()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,217 @@
+//! Mounting: from a branch of the store to a directory with files.
+
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use agentfs_engine::base::Base;
+use agentfs_engine::store::{Branch, WorktreeRecord};
+use agentfs_engine::worktree::{Worktree, WorktreeOptions};
+use agentfs_fuse::{Levers, MountOptions, Mounted};
+use agentfs_gitimport::gitdir::{self, NewGitDir, WorktreeHead};
+use agentfs_gitimport::index::{IndexStat, write_index};
+use tracing::{debug, warn};
+
+use crate::daemon::note::{Making, Note};
+use crate::daemon::repositories::OpenRepository;
+use crate::daemon::state::Daemon;
+use crate::daemon::worktrees::{Reservation, Slot, Up};
+use crate::destination::{self, Vacancy};
+use crate::error::{Failure, Result};
+
+/// Most entries with which the kernel's caches are filled in advance.
+const WARM_ENTRIES_MAX: u64 = 200_000;
+/// Up to this many entries a new worktree appears only once that is done, beside the writing of its
+/// index: a few microseconds an entry, and its first `git status` then reads nothing.
+const WARM_AT_ONCE_MAX: u32 = 20_000;
+
+/// A mount that nothing records yet. Dropping it undoes what has been made of it so far.
+pub struct Opening<'a> {
+    reservation: Reservation<'a>,
+    note: Option<Note>,
+    created: bool,
+    git_dir: Option<PathBuf>,
+    mounted: Option<(WorktreeRecord, Mounted)>,
+    warm: bool,
+}
+
+impl<'a> Opening<'a> {
+    /// Mounts `branch` at the directory of `reservation`, where nothing may be.
+    ///
+    /// # Errors
+    /// As [`destination::check`]; whatever keeps it from being mounted. Nothing is left then.
+    pub fn new(
+        daemon: &Daemon,
+        reservation: Reservation<'a>,
+        repository: &OpenRepository,
+        branch: &Branch,
+        allow_other: bool,
+    ) -> Result<Self> {
+        let dir = reservation.dir().to_owned();
+        let created = destination::check(&dir, daemon.root())? == Vacancy::Missing;
+        let making = |git_dir| Making::Mount { dir: dir.as_path().into(), created, git_dir };
+        let note = Note::write(&daemon.layout, &making(None))?;
+        let mut opening =
+            Self { reservation, note: None, created, git_dir: None, mounted: None, warm: false };
+        if created {
+            create_dir(&dir)?;
+        }
+        let git_dir = new_git_dir(repository, branch, &dir)?;
+        opening.git_dir = Some(git_dir.clone());
+        note.amend(&making(Some(git_dir.as_path().into())))?;
+        opening.note = Some(note);
+        let record = WorktreeRecord {
+            dir: dir.clone(),
+            repository: branch.repository.clone(),
+            branch: branch.name.clone(),
+            // Nothing writes yet.
+            read_only: true,
+            allow_other,
+            git_dir,
+        };
+        let (mounted, warm) = mount(&daemon.levers, repository, branch, &record, true)?;
+        opening.mounted = Some((record, mounted));
+        opening.warm = warm;
+        Ok(opening)
+    }
+
+    /// What to put on record.
+    pub fn record(&self) -> Option<&WorktreeRecord> {
+        self.mounted.as_ref().map(|(record, _)| record)
+    }
+
+    /// Whether the directory was not there before.
+    pub fn created(&self) -> bool {
+        self.created
+    }
+
+    /// Keeps the mount. One that is not on record keeps its note instead, for the case that the
+    /// daemon is killed.
+    pub fn keep(mut self, recorded: bool) {
+        self.created = false;
+        self.git_dir = None;
+        let note = self.note.take().filter(|_| !recorded);
+        if let Some((record, mounted)) = self.mounted.take() {
+            let up = Arc::new(Up { record, mounted, note });
+            if !self.warm {
+                warm(&up);
+            }
+            self.reservation.fill(Slot::Up(up));
+        }
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        if let Some((_, mounted)) = self.mounted.take()
+            && let Err(error) = mounted.unmount(true)
+        {
+            warn!("{error}");
+        }
+        if let Some(git_dir) = self.git_dir.take()
+            && let Err(error) = gitdir::remove(&git_dir)
+        {
+            warn!("{error}");
+        }
+        if self.created {
+            // It stays if somebody has put something into it.
+            fs::remove_dir(self.reservation.dir()).ok();
+        }
+    }
+}
+
+/// Mounts again what is on record: the directory and the git directory are as they were left, and
+/// are made anew if they are gone. Returns the record as it is now.
+///
+/// # Errors
+/// Whatever keeps it from being mounted.
+pub fn reopen(
+    daemon: &Daemon,
+    repository: &OpenRepository,
+    branch: &Branch,
+    mut record: WorktreeRecord,
+) -> Result<WorktreeRecord> {
+    if !record.dir.is_dir() {
+        create_dir(&record.dir)?;
+    }
+    let fresh = !record.git_dir.is_dir();
+    if fresh {
+        record.git_dir = new_git_dir(repository, branch, &record.dir)?;
+    }
+    let (mounted, is_warm) = mount(&daemon.levers, repository, branch, &record, fresh)?;
+    let up = Arc::new(Up { record: record.clone(), mounted, note: None });
+    if !is_warm {
+        warm(&up);
+    }
+    daemon.worktrees.fill(&record.dir, Slot::Up(up));
+    Ok(record)
+}
+
+/// Mounts; a `fresh` git directory gets its index. Returns whether the kernel's caches are filled.
+fn mount(
+    levers: &Levers,
+    repository: &OpenRepository,
+    branch: &Branch,
+    record: &WorktreeRecord,
+    fresh: bool,
+) -> Result<(Mounted, bool)> {
+    let contents = repository.contents(branch.root_oid);
+    let base = Base::open(Arc::clone(contents.store()), branch.root)?;
+    // Every file belongs to the user who runs the daemon.
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    let git_file = Some(gitdir::git_file(&record.git_dir));
+    let options = WorktreeOptions { uid, gid, time: branch.time, git_file };
+    let worktree = Worktree::new(Arc::clone(&base), contents, options);
+    let options = MountOptions {
+        read_only: record.read_only,
+        allow_other: record.allow_other,
+        levers: levers.clone(),
+        name: format!("agentfs:{}@{}", record.repository, record.branch),
+        ..MountOptions::default()
+    };
+    let mounted = agentfs_fuse::mount(worktree, &record.dir, &options)?;
+    let at_once = fresh && base.entries() <= WARM_AT_ONCE_MAX;
+    thread::scope(|scope| {
+        if at_once {
+            scope.spawn(|| fill_caches(&record.dir, &mounted));
+        }
+        let Some(root_oid) = branch.root_oid.filter(|_| fresh) else { return Ok(()) };
+        // An index has room for the low half of the device number.
+        let stat = IndexStat { time: branch.time, uid, gid, dev: mounted.dev() as u32 };
+        write_index(&base, &stat, root_oid, &record.git_dir.join("index"))
+    })?;
+    Ok((mounted, at_once))
+}
+
+/// Makes the git directory of a worktree at `dir`, still without an index.
+fn new_git_dir(repository: &OpenRepository, branch: &Branch, dir: &Path) -> Result<PathBuf> {
+    let head = match branch.commit {
+        Some(commit) if branch.detached => WorktreeHead::Detached(commit),
+        commit => WorktreeHead::Branch { name: &branch.name, commit },
+    };
+    let new = NewGitDir { common_dir: &repository.record.git_dir, worktree: dir, head };
+    Ok(new.create(|_| Ok(()))?)
+}
+
+fn create_dir(dir: &Path) -> Result<()> {
+    DirBuilder::new().mode(0o777).create(dir).map_err(|error| Failure::io("create", dir, &error))
+}
+
+/// Has the kernel learn the names and attributes of a worktree before they are asked for.
+fn warm(up: &Arc<Up>) {
+    let up = Arc::clone(up);
+    let walk = move || fill_caches(&up.record.dir, &up.mounted);
+    if let Err(error) = thread::Builder::new().name("agentfs-warm".into()).spawn(walk) {
+        debug!("cannot warm a mount: {error}");
+    }
+}
+
+fn fill_caches(dir: &Path, mounted: &Mounted) {
+    match mounted.warm(WARM_ENTRIES_MAX) {
+        Ok(warmed) => debug!("{}: {warmed:?}", dir.display()),
+        Err(error) => debug!("{error}"),
+    }
+}

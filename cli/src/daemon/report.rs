@@ -1,0 +1,174 @@
+//! The calls that only look: status, stats, check.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use agentfs_engine::check::check as check_store;
+use agentfs_engine::store::{Branch, WorktreeRecord};
+use agentfs_gitimport::verify::Verifier;
+
+use crate::daemon::rpc::Call;
+use crate::daemon::state::Daemon;
+use crate::daemon::worktrees::Slot;
+use crate::error::Result;
+use crate::protocol::{
+    BranchStatus, Checked, RepositoryStatus, Stats, Status, WorktreeStats, WorktreeStatus,
+};
+
+/// Longest finding of a check that is passed on, in bytes.
+const FINDING_BYTES_MAX: usize = 4096;
+
+/// What the daemon holds.
+///
+/// # Errors
+/// What reading the store meets.
+pub fn status(daemon: &Daemon) -> Result<Status> {
+    let branches = daemon.store.branches()?;
+    let repositories = daemon.store.repositories()?.into_iter().map(|repository| {
+        let own = branches.iter().filter(|branch| branch.repository == repository.name);
+        RepositoryStatus {
+            branches: own.map(|branch| branch_status(daemon, branch)).collect(),
+            name: repository.name,
+            origin: repository.origin,
+            git_dir: repository.git_dir.as_path().into(),
+            attached: repository.attached,
+        }
+    });
+    let worktrees = daemon.worktrees.list().into_iter().filter_map(|(_, slot)| match slot {
+        Slot::Busy(..) => None,
+        Slot::Up(up) => {
+            let gone = (!up.mounted.is_alive()).then(|| "it was unmounted by others".to_owned());
+            Some(worktree_status(&up.record, gone, &branches))
+        }
+        Slot::Down(record, why) => Some(worktree_status(&record, Some(why), &branches)),
+    });
+    Ok(Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        uptime: daemon.started.elapsed().as_secs(),
+        store: daemon.root().into(),
+        levers: daemon.levers.positions().map(|(name, on)| (name.to_owned(), on)).collect(),
+        worktrees: worktrees.collect(),
+        repositories: repositories.collect(),
+    })
+}
+
+fn branch_status(daemon: &Daemon, branch: &Branch) -> BranchStatus {
+    let (ingest, failure) = daemon.ingest.of(&branch.repository, &branch.name);
+    BranchStatus {
+        name: branch.name.clone(),
+        commit: branch.commit.map(|commit| commit.to_string()),
+        detached: branch.detached,
+        ingested: branch.ingested,
+        ingest,
+        failure,
+    }
+}
+
+fn worktree_status(
+    record: &WorktreeRecord,
+    failure: Option<String>,
+    branches: &[Branch],
+) -> WorktreeStatus {
+    let same =
+        |branch: &&Branch| branch.repository == record.repository && branch.name == record.branch;
+    let branch = branches.iter().find(same);
+    WorktreeStatus {
+        dir: record.dir.as_path().into(),
+        repository: record.repository.clone(),
+        branch: record.branch.clone(),
+        commit: branch.and_then(|branch| branch.commit).map(|commit| commit.to_string()),
+        mounted: failure.is_none(),
+        failure,
+        read_only: record.read_only,
+        allow_other: record.allow_other,
+        git_dir: record.git_dir.as_path().into(),
+        ingested: branch.is_some_and(|branch| branch.ingested),
+    }
+}
+
+/// What was counted.
+///
+/// # Errors
+/// What reading the store meets.
+pub fn stats(daemon: &Daemon) -> Result<Stats> {
+    let worktrees = daemon.worktrees.list().into_iter().filter_map(|(dir, slot)| match slot {
+        Slot::Up(up) => Some(WorktreeStats {
+            dir: dir.as_path().into(),
+            counters: named(up.mounted.counters()),
+        }),
+        _ => None,
+    });
+    let held = daemon.store.statistics()?;
+    let done = daemon.store.counters();
+    Ok(Stats {
+        store: named([
+            ("chunks", held.chunks),
+            ("trees", held.trees),
+            ("manifests", held.manifests),
+            ("git_blobs", held.blobs),
+            ("stored_bytes", held.stored_bytes),
+            ("raw_bytes", held.raw_bytes),
+            ("segment_bytes", held.segment_bytes),
+            ("database_bytes", held.database_bytes),
+        ]),
+        counters: named([
+            ("chunks_read", done.chunks_read),
+            ("chunks_bad", done.chunks_bad),
+            ("chunks_healed", done.chunks_healed),
+            ("cache_hits", done.cache_hits),
+            ("bytes_read", done.bytes_read),
+            ("bytes_written", done.bytes_written),
+            ("commits", done.commits),
+            ("syncs", done.syncs),
+        ]),
+        process: process(daemon),
+        worktrees: worktrees.collect(),
+    })
+}
+
+fn named<'a>(pairs: impl IntoIterator<Item = (&'a str, u64)>) -> BTreeMap<String, u64> {
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Memory and threads, as the kernel tells them.
+fn process(daemon: &Daemon) -> BTreeMap<String, u64> {
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut counters = named([("uptime_seconds", daemon.started.elapsed().as_secs())]);
+    for (key, name, unit) in [
+        ("VmRSS:", "memory_bytes", 1024),
+        ("VmHWM:", "memory_peak_bytes", 1024),
+        ("Threads:", "threads", 1),
+    ] {
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        let value = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        value.map(|value| counters.insert(name.into(), value * unit));
+    }
+    counters
+}
+
+/// Verifies everything that is in the store.
+///
+/// # Errors
+/// What keeps the store from being read at all. Damage is no error.
+pub fn check(daemon: &Daemon, call: &Call) -> Result<Checked> {
+    // What the writer still holds is not in the store yet.
+    daemon.store.writer().flush()?;
+    let report = check_store(&daemon.store, &Verifier, call.meter.as_ref(), &call.cancel)?;
+    let findings = report.findings.iter().take(Checked::FINDINGS_MAX).map(|finding| {
+        let mut text = finding.to_string();
+        while text.len() > FINDING_BYTES_MAX {
+            text.pop();
+        }
+        text
+    });
+    Ok(Checked {
+        chunks: report.chunks,
+        trees: report.trees,
+        contents: report.contents,
+        mapped: report.mapped,
+        bytes: report.bytes,
+        damaged: report.findings.len() as u64,
+        findings: findings.collect(),
+    })
+}

@@ -1,0 +1,87 @@
+//! The methods of the control socket and what runs them.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tracing::info;
+
+use crate::daemon::rpc::{Answer, Call, Service};
+use crate::daemon::state::Daemon;
+use crate::daemon::{calls, report};
+use crate::error::{Failure, Kind, Result};
+use crate::incoming;
+use crate::protocol::{Hello, PROTOCOL, Welcome, method};
+use crate::wire::{self, RpcError};
+
+/// The calls of a daemon.
+pub struct Methods(pub Arc<Daemon>);
+
+impl Service for Methods {
+    fn call(&self, method: &str, params: Value, call: &Call) -> Result<Answer, RpcError> {
+        let daemon = &self.0;
+        let answer = match method {
+            method::HELLO => value(hello(daemon, &parse(params)?)),
+            method::CLONE => {
+                let answer = calls::clone(daemon, &parse(params)?, call);
+                // Whoever was killed while it fetched is gone by now.
+                incoming::sweep(&daemon.layout);
+                answer
+            }
+            method::ATTACH => calls::attach(daemon, &parse(params)?, call),
+            method::MOUNT => calls::mount(daemon, &parse(params)?, call, true),
+            method::UMOUNT => value(calls::umount(daemon, &parse(params)?)),
+            method::STATUS => value(report::status(daemon)),
+            method::STATS => value(report::stats(daemon)),
+            method::CHECK => value(report::check(daemon, call)),
+            method::STOP => {
+                let daemon = Arc::clone(daemon);
+                let stop = move || {
+                    info!("asked to stop");
+                    daemon.stop.send_replace(true);
+                };
+                Ok(Answer { after: Some(Box::new(stop)), ..Value::Null.into() })
+            }
+            other => {
+                let message = format!("there is no method {other:?}");
+                return Err(RpcError::protocol(wire::METHOD_NOT_FOUND, message));
+            }
+        };
+        Ok(answer?)
+    }
+}
+
+fn parse<T: DeserializeOwned>(params: Value) -> Result<T, RpcError> {
+    serde_json::from_value(params)
+        .map_err(|error| RpcError::protocol(wire::INVALID_PARAMS, error.to_string()))
+}
+
+fn value(result: Result<impl Serialize>) -> Result<Answer> {
+    let value = serde_json::to_value(result?);
+    value.map(Answer::from).map_err(|error| Failure::new(Kind::Failed, error.to_string()))
+}
+
+fn hello(daemon: &Daemon, hello: &Hello) -> Result<Welcome> {
+    if hello.protocol != PROTOCOL {
+        return Err(Failure::new(
+            Kind::DaemonVersion,
+            format!(
+                "the daemon (version {}) speaks protocol {PROTOCOL}, {} speaks {}",
+                env!("CARGO_PKG_VERSION"),
+                hello.client,
+                hello.protocol
+            ),
+        )
+        .hint(format!(
+            "end the daemon with `kill {}`; the next command starts one of its own version",
+            std::process::id()
+        )));
+    }
+    Ok(Welcome {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        store: daemon.root().into(),
+    })
+}

@@ -1,0 +1,80 @@
+//! What the daemon holds.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use agentfs_engine::store::Store;
+use agentfs_fuse::Levers;
+use tokio::sync::watch;
+
+use crate::daemon::ingest::Ingest;
+use crate::daemon::repositories::{self, Repositories};
+use crate::daemon::worktrees::Worktrees;
+use crate::error::Result;
+use crate::layout::Layout;
+
+/// The daemon of one store.
+///
+/// Locks: [`Daemon::names`] first, then a batch of the store; those of the parts are leaves.
+pub struct Daemon {
+    /// Where its files are.
+    pub layout: Layout,
+    /// The store.
+    pub store: Arc<Store>,
+    /// Its repositories.
+    pub repositories: Arc<Repositories>,
+    /// Its worktrees.
+    pub worktrees: Worktrees,
+    /// What the kernel is told to remember of them.
+    pub levers: Levers,
+    /// What takes content into the store.
+    pub ingest: Arc<Ingest>,
+    /// When it started.
+    pub started: Instant,
+    /// Becomes true when it is to end.
+    pub stop: watch::Sender<bool>,
+    /// Held from the choice of a name for a repository or a branch until it is taken.
+    names: Mutex<()>,
+}
+
+impl Daemon {
+    /// The daemon of an open store.
+    pub fn new(layout: Layout, store: Arc<Store>, levers: Levers) -> Arc<Self> {
+        let repositories = Arc::new(Repositories::default());
+        Arc::new(Self {
+            worktrees: Worktrees::default(),
+            levers,
+            ingest: Ingest::new(Arc::clone(&store), Arc::clone(&repositories)),
+            started: Instant::now(),
+            stop: watch::Sender::new(false),
+            names: Mutex::new(()),
+            layout,
+            store,
+            repositories,
+        })
+    }
+
+    /// Keeps names from being taken by others.
+    pub fn lock_names(&self) -> MutexGuard<'_, ()> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A name for a repository from `source` that neither a record nor a directory has. The caller
+    /// holds [`Daemon::lock_names`] until one of them does.
+    ///
+    /// # Errors
+    /// What reading the store meets.
+    pub fn free_repository_name(&self, source: &str) -> Result<String> {
+        let dir = self.layout.repositories();
+        repositories::unique(&repositories::name_of(source), |name| {
+            let taken = repositories::exists(&dir.join(name));
+            Ok(taken || self.store.repository(name)?.is_some())
+        })
+    }
+
+    /// The directory of the store.
+    pub fn root(&self) -> &Path {
+        self.layout.root()
+    }
+}

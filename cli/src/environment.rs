@@ -1,0 +1,93 @@
+//! The environment variables that agentfs reads; nothing else in the workspace reads one.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::error::{Failure, Kind, Result};
+
+/// What the environment says.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// The directory of the store, absolute.
+    pub store: PathBuf,
+    /// How much the daemon logs: one of `error`, `warn`, `info`, `debug`, `trace`.
+    pub log: Option<String>,
+    /// Names of the levers of the kernel's caches that are to stay off.
+    pub levers_off: Vec<String>,
+}
+
+impl Environment {
+    /// Reads `AGENTFS_HOME`, `XDG_DATA_HOME`, `HOME`, `AGENTFS_LOG` and `AGENTFS_LEVERS_OFF`.
+    ///
+    /// # Errors
+    /// If none of the first three names a place for the store.
+    pub fn read() -> Result<Self> {
+        let store = store_of(|name| env::var_os(name).filter(|value| !value.is_empty()))?;
+        let store = std::path::absolute(&store)
+            .map_err(|error| Failure::io("find the current directory for", &store, &error))?;
+        let levers_off = env::var("AGENTFS_LEVERS_OFF").unwrap_or_default();
+        let levers_off = levers_off.split([',', ' ']).filter(|name| !name.is_empty());
+        Ok(Self {
+            store,
+            log: env::var("AGENTFS_LOG").ok(),
+            levers_off: levers_off.map(str::to_owned).collect(),
+        })
+    }
+}
+
+/// Variables that point git at one repository. A daemon outlives the command that started it, so it
+/// must not inherit those that a git hook, for example, has set.
+pub const GIT_LOCAL: [&str; 14] = [
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_CEILING_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_CONFIG",
+    "GIT_CONFIG_COUNT",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_INTERNAL_SUPER_PREFIX",
+    "GIT_NAMESPACE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_SHALLOW_FILE",
+    "GIT_WORK_TREE",
+];
+
+fn store_of(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    if let Some(home) = variable("AGENTFS_HOME") {
+        return Ok(home.into());
+    }
+    // The XDG specification has relative paths ignored.
+    if let Some(data) = variable("XDG_DATA_HOME").map(PathBuf::from).filter(|d| d.is_absolute()) {
+        return Ok(data.join("agentfs"));
+    }
+    if let Some(home) = variable("HOME") {
+        return Ok(PathBuf::from(home).join(".local/share/agentfs"));
+    }
+    Err(Failure::new(Kind::Usage, "there is no place for the store: HOME is not set")
+        .hint("set the environment variable AGENTFS_HOME to a directory for it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(variables: &[(&str, &str)]) -> Result<PathBuf> {
+        store_of(|name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+        })
+    }
+
+    #[test]
+    fn the_store_is_where_the_first_of_three_variables_says() {
+        let all = [("AGENTFS_HOME", "/a"), ("XDG_DATA_HOME", "/x"), ("HOME", "/h")];
+        assert_eq!(store(&all).unwrap(), PathBuf::from("/a"));
+        assert_eq!(store(&all[1..]).unwrap(), PathBuf::from("/x/agentfs"));
+        assert_eq!(store(&all[2..]).unwrap(), PathBuf::from("/h/.local/share/agentfs"));
+        let relative = [("XDG_DATA_HOME", "x"), ("HOME", "/h")];
+        assert_eq!(store(&relative).unwrap(), PathBuf::from("/h/.local/share/agentfs"));
+        assert_eq!(store(&[]).unwrap_err().kind, Kind::Usage);
+    }
+}

@@ -1,0 +1,192 @@
+//! What the tables of a store say, gathered for a check.
+
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+
+use super::Finding;
+use crate::content::StreamedContent;
+use crate::error::Result;
+use crate::id::{ChunkId, ContentId, GitOid, TreeId};
+use crate::store::{
+    At, Branch, Extent, Object, Place, Record, Repository, Snapshot, Stored, Table, WorktreeRecord,
+    content_key, corrupt_entry, decode_manifest, decode_sealed, decode_stored, decode_subtree,
+    empty_content, oid_from_git_tree_key, oid_from_key, oid_key, unseal,
+};
+use crate::tree::Subtree;
+
+/// A chunk or tree with its place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Located {
+    pub(super) object: Object,
+    /// `None`: in the database.
+    pub(super) extent: Option<Extent>,
+    pub(super) raw_len: u32,
+}
+
+/// The tables, sorted as the check needs them.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    /// In segment order, those in the database first.
+    pub(super) objects: Vec<Located>,
+    pub(super) manifests: Vec<StreamedContent>,
+    /// The chunks of all manifests.
+    pub(super) parts: HashSet<ChunkId>,
+    /// By content.
+    pub(super) blobs: Vec<(Stored, GitOid)>,
+    /// By tree.
+    pub(super) git_trees: Vec<(Subtree, GitOid)>,
+    pub(super) repositories: Vec<Repository>,
+    pub(super) branches: Vec<Branch>,
+    pub(super) worktrees: Vec<WorktreeRecord>,
+}
+
+impl Index {
+    pub(super) fn read(snapshot: &Snapshot, findings: &mut Vec<Finding>) -> Self {
+        let mut index = Self::default();
+        let mut tables = Tables { snapshot, findings };
+        tables.each(Table::Chunks, |key, value| {
+            index
+                .objects
+                .push(locate(Object::Chunk(ChunkId::new(digest(Table::Chunks, key)?)), value)?);
+            Ok(())
+        });
+        tables.each(Table::Trees, |key, value| {
+            index
+                .objects
+                .push(locate(Object::Tree(TreeId::new(digest(Table::Trees, key)?)), value)?);
+            Ok(())
+        });
+        tables.each(Table::Manifests, |key, value| {
+            let id = ContentId::new(digest(Table::Manifests, key)?);
+            let manifest =
+                decode_sealed(Table::Manifests, key, value, |value| decode_manifest(id, value))?;
+            index.parts.extend(manifest.chunks.iter().map(|(chunk, _)| *chunk));
+            index.manifests.push(manifest);
+            Ok(())
+        });
+        tables.each(Table::Blobs, |key, value| {
+            let oid = oid_from_key(key).ok_or_else(|| corrupt_entry(Table::Blobs, key, BAD_KEY))?;
+            let stored = decode_sealed(Table::Blobs, key, value, decode_stored)?;
+            if !snapshot.contains(Table::Contents, &content_key(&stored.id, oid.kind()))? {
+                return Err(corrupt_entry(Table::Blobs, key, "no entry leads back to it"));
+            }
+            index.blobs.push((stored, oid));
+            Ok(())
+        });
+        tables.each(Table::Contents, |key, value| {
+            let oid = decode_sealed(Table::Contents, key, value, oid_from_key)?;
+            let back = snapshot.get(Table::Blobs, &oid_key(&oid), |value| {
+                decode_sealed(Table::Blobs, &oid_key(&oid), value, decode_stored)
+            })?;
+            match back {
+                Some(stored) if content_key(&stored.id, oid.kind()) == key => Ok(()),
+                _ => Err(corrupt_entry(Table::Contents, key, "it leads back to something else")),
+            }
+        });
+        tables.each(Table::GitTrees, |key, value| {
+            let oid = oid_from_git_tree_key(key)
+                .ok_or_else(|| corrupt_entry(Table::GitTrees, key, BAD_KEY))?;
+            let subtree = decode_sealed(Table::GitTrees, key, value, decode_subtree)?;
+            index.git_trees.push((subtree, oid));
+            Ok(())
+        });
+        tables.each(Table::Meta, |key, value| unseal(Table::Meta, key, value).map(drop));
+        index.repositories = tables.records(Table::Repositories);
+        index.branches = tables.records(Table::Branches);
+        index.worktrees = tables.records(Table::Worktrees);
+        index.objects.sort_unstable_by_key(|located| located.extent);
+        index.blobs.sort_unstable_by_key(|(stored, _)| stored.id);
+        index.git_trees.sort_unstable_by_key(|(subtree, _)| subtree.id);
+        index
+    }
+
+    /// The size of every content.
+    pub(super) fn sizes(&self) -> HashMap<ContentId, u64> {
+        let single = self.objects.iter().filter_map(|located| match located.object {
+            Object::Chunk(id) => Some((id.into(), u64::from(located.raw_len))),
+            Object::Tree(_) => None,
+        });
+        let manifests = self.manifests.iter().map(|manifest| (manifest.id, manifest.size));
+        single.chain(manifests).chain([(empty_content(), 0)]).collect()
+    }
+
+    /// The git blobs that the map gives to `content`.
+    pub(super) fn blobs_of(&self, content: ContentId) -> &[(Stored, GitOid)] {
+        equal_range(&self.blobs, |(stored, _)| stored.id.cmp(&content))
+    }
+
+    /// The git trees that the map gives to `tree`.
+    pub(super) fn git_trees_of(&self, tree: TreeId) -> &[(Subtree, GitOid)] {
+        equal_range(&self.git_trees, |(subtree, _)| subtree.id.cmp(&tree))
+    }
+}
+
+const BAD_KEY: &str = "its key is impossible";
+
+/// Reads tables, and goes on after whatever is damaged in them.
+struct Tables<'a> {
+    snapshot: &'a Snapshot,
+    findings: &'a mut Vec<Finding>,
+}
+
+impl Tables<'_> {
+    /// Calls `visit` for every entry of `table`.
+    fn each(&mut self, table: Table, mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>) {
+        let mut entries = 0;
+        let mut last = Vec::new();
+        let mut ordered = true;
+        let scanned = self.snapshot.scan(table, b"", |key, value| {
+            ordered &= entries == 0 || last.as_slice() < key;
+            last.clear();
+            last.extend_from_slice(key);
+            entries += 1;
+            if let Err(error) = visit(key, value) {
+                self.findings
+                    .push(Finding::BadEntry { table: table.name(), why: error.to_string() });
+            }
+            Ok(())
+        });
+        let why = match (scanned, self.snapshot.len(table)) {
+            (Err(error), _) | (_, Err(error)) => error.to_string(),
+            (Ok(()), Ok(len)) if len != entries => {
+                format!("{entries} of its {len} entries are there")
+            }
+            (Ok(()), Ok(_)) if !ordered => "its keys are out of order".into(),
+            (Ok(()), Ok(_)) => return,
+        };
+        self.findings.push(Finding::BadTable { table: table.name(), why });
+    }
+
+    fn records<R: Record>(&mut self, table: Table) -> Vec<R> {
+        let mut records = Vec::new();
+        self.each(table, |key, value| {
+            let record: R = decode_sealed(table, key, value, Record::decode)?;
+            if record.key() != key {
+                return Err(corrupt_entry(table, key, BAD_KEY));
+            }
+            records.push(record);
+            Ok(())
+        });
+        records
+    }
+}
+
+fn locate(object: Object, value: &[u8]) -> Result<Located> {
+    let place = Place::decode(&object, value)?;
+    let extent = match place.at {
+        At::Inline(_) => None,
+        At::Segment(extent) => Some(extent),
+    };
+    Ok(Located { object, extent, raw_len: place.raw_len })
+}
+
+fn digest(table: Table, key: &[u8]) -> Result<[u8; 32]> {
+    key.try_into().map_err(|_| corrupt_entry(table, key, BAD_KEY))
+}
+
+/// The elements of a sorted slice for which `order` says "equal".
+fn equal_range<T>(sorted: &[T], order: impl Fn(&T) -> Ordering) -> &[T] {
+    let start = sorted.partition_point(|element| order(element) == Ordering::Less);
+    let len = sorted[start..].partition_point(|element| order(element) == Ordering::Equal);
+    &sorted[start..start + len]
+}

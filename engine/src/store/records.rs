@@ -1,0 +1,289 @@
+//! The named things of a store and their bytes: fields in order, little-endian, byte strings with
+//! their length before them.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use super::tables::Fields;
+use crate::id::{GitOid, HashKind, TreeId};
+
+/// A git repository that the store knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repository {
+    /// Its name, unique in the store.
+    pub name: String,
+    /// Its git directory.
+    pub git_dir: PathBuf,
+    /// Where it was cloned from.
+    pub origin: Option<String>,
+    /// Its hash algorithm.
+    pub hash: HashKind,
+    /// Whether it lies outside the store and is used in place.
+    pub attached: bool,
+}
+
+/// A named line of file-system state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Branch {
+    /// Its repository.
+    pub repository: String,
+    /// Its name, unique in the repository.
+    pub name: String,
+    /// The directory object of its base.
+    pub root: TreeId,
+    /// The git tree of its base.
+    pub root_oid: Option<GitOid>,
+    /// The commit of its base.
+    pub commit: Option<GitOid>,
+    /// The mtime of the entries of its base, in seconds.
+    pub time: i64,
+    /// Whether all content of its base is in the store.
+    pub ingested: bool,
+    /// Whether it is no git branch.
+    pub detached: bool,
+}
+
+/// A branch mounted at a directory, now or when the daemon last ran.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorktreeRecord {
+    /// The directory, absolute.
+    pub dir: PathBuf,
+    /// The repository.
+    pub repository: String,
+    /// The branch.
+    pub branch: String,
+    /// Whether it refuses writes.
+    pub read_only: bool,
+    /// Whether other users may enter.
+    pub allow_other: bool,
+    /// Its private git directory.
+    pub git_dir: PathBuf,
+}
+
+/// A thing that is stored under a name.
+pub(crate) trait Record: Sized {
+    /// Its key.
+    fn key(&self) -> Vec<u8>;
+
+    /// Its fields.
+    fn encode(&self) -> Vec<u8>;
+
+    /// The inverse of [`Record::encode`]; `None` for anything else.
+    fn decode(value: &[u8]) -> Option<Self>;
+}
+
+pub(super) fn branch_key(repository: &str, name: &str) -> Vec<u8> {
+    [repository.as_bytes(), b"\0", name.as_bytes()].concat()
+}
+
+pub(super) fn worktree_key(dir: &Path) -> Vec<u8> {
+    dir.as_os_str().as_bytes().to_vec()
+}
+
+impl Record for Repository {
+    fn key(&self) -> Vec<u8> {
+        self.name.as_bytes().to_vec()
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_bytes(&mut out, self.name.as_bytes());
+        put_bytes(&mut out, self.git_dir.as_os_str().as_bytes());
+        put_option(&mut out, self.origin.as_ref(), |out, url| put_bytes(out, url.as_bytes()));
+        out.push(self.hash.tag());
+        out.push(self.attached.into());
+        out
+    }
+
+    fn decode(value: &[u8]) -> Option<Self> {
+        let mut fields = Fields(value);
+        let record = Self {
+            name: fields.text()?,
+            git_dir: fields.path()?,
+            origin: fields.option(Fields::text)?,
+            hash: HashKind::from_tag(fields.u8()?)?,
+            attached: fields.flag()?,
+        };
+        fields.0.is_empty().then_some(record)
+    }
+}
+
+impl Record for Branch {
+    fn key(&self) -> Vec<u8> {
+        branch_key(&self.repository, &self.name)
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_bytes(&mut out, self.repository.as_bytes());
+        put_bytes(&mut out, self.name.as_bytes());
+        out.extend_from_slice(self.root.as_bytes());
+        put_option(&mut out, self.root_oid.as_ref(), put_oid);
+        put_option(&mut out, self.commit.as_ref(), put_oid);
+        out.extend_from_slice(&self.time.to_le_bytes());
+        out.push(self.ingested.into());
+        out.push(self.detached.into());
+        out
+    }
+
+    fn decode(value: &[u8]) -> Option<Self> {
+        let mut fields = Fields(value);
+        let record = Self {
+            repository: fields.text()?,
+            name: fields.text()?,
+            root: TreeId::new(fields.take()?),
+            root_oid: fields.option(Fields::oid)?,
+            commit: fields.option(Fields::oid)?,
+            time: i64::from_le_bytes(fields.take()?),
+            ingested: fields.flag()?,
+            detached: fields.flag()?,
+        };
+        fields.0.is_empty().then_some(record)
+    }
+}
+
+impl Record for WorktreeRecord {
+    fn key(&self) -> Vec<u8> {
+        worktree_key(&self.dir)
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_bytes(&mut out, self.dir.as_os_str().as_bytes());
+        put_bytes(&mut out, self.repository.as_bytes());
+        put_bytes(&mut out, self.branch.as_bytes());
+        out.push(self.read_only.into());
+        out.push(self.allow_other.into());
+        put_bytes(&mut out, self.git_dir.as_os_str().as_bytes());
+        out
+    }
+
+    fn decode(value: &[u8]) -> Option<Self> {
+        let mut fields = Fields(value);
+        let record = Self {
+            dir: fields.path()?,
+            repository: fields.text()?,
+            branch: fields.text()?,
+            read_only: fields.flag()?,
+            allow_other: fields.flag()?,
+            git_dir: fields.path()?,
+        };
+        fields.0.is_empty().then_some(record)
+    }
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+fn put_oid(out: &mut Vec<u8>, oid: &GitOid) {
+    out.push(oid.kind().tag());
+    out.extend_from_slice(oid.as_bytes());
+}
+
+fn put_option<T>(out: &mut Vec<u8>, value: Option<&T>, put: impl FnOnce(&mut Vec<u8>, &T)) {
+    out.push(value.is_some().into());
+    if let Some(value) = value {
+        put(out, value);
+    }
+}
+
+impl Fields<'_> {
+    fn u8(&mut self) -> Option<u8> {
+        self.take().map(|[byte]| byte)
+    }
+
+    fn flag(&mut self) -> Option<bool> {
+        match self.u8()? {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
+    }
+
+    fn byte_string(&mut self) -> Option<Vec<u8>> {
+        let len = self.u32()?;
+        self.bytes(usize::try_from(len).ok()?).map(<[u8]>::to_vec)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        String::from_utf8(self.byte_string()?).ok()
+    }
+
+    fn path(&mut self) -> Option<PathBuf> {
+        Some(OsString::from_vec(self.byte_string()?).into())
+    }
+
+    fn oid(&mut self) -> Option<GitOid> {
+        let kind = HashKind::from_tag(self.u8()?)?;
+        GitOid::from_slice(kind, self.bytes(kind.len())?)
+    }
+
+    /// The outer `None` is a fault, the inner one an absent value.
+    fn option<T>(&mut self, value: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
+        if self.flag()? { value(self).map(Some) } else { Some(None) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fmt::Debug;
+
+    fn oid(kind: HashKind) -> GitOid {
+        GitOid::from_slice(kind, &vec![7; kind.len()]).unwrap()
+    }
+
+    fn reads_back<R: Record + PartialEq + Debug>(record: &R) {
+        let value = record.encode();
+        assert_eq!(R::decode(&value).as_ref(), Some(record));
+        for len in 0..value.len() {
+            assert_eq!(R::decode(&value[..len]), None, "cut at {len}");
+        }
+        assert_eq!(R::decode(&[value, vec![0]].concat()), None);
+    }
+
+    #[test]
+    fn records_read_back() {
+        let odd = PathBuf::from(OsString::from_vec(b"/not\xffutf-8/\n".to_vec()));
+        for (origin, hash) in [(None, HashKind::Sha1), (Some("file:///x"), HashKind::Sha256)] {
+            reads_back(&Repository {
+                name: "demo".into(),
+                git_dir: odd.clone(),
+                origin: origin.map(Into::into),
+                hash,
+                attached: origin.is_none(),
+            });
+            reads_back(&Branch {
+                repository: "demo".into(),
+                name: "a/b".into(),
+                root: TreeId::of(b"root"),
+                root_oid: origin.map(|_| oid(hash)),
+                commit: origin.map(|_| oid(hash)),
+                time: -5,
+                ingested: true,
+                detached: false,
+            });
+        }
+        reads_back(&WorktreeRecord {
+            dir: odd.clone(),
+            repository: "demo".into(),
+            branch: "main".into(),
+            read_only: true,
+            allow_other: false,
+            git_dir: odd,
+        });
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_makes_a_decoder_panic(value in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Repository::decode(&value);
+            let _ = Branch::decode(&value);
+            let _ = WorktreeRecord::decode(&value);
+        }
+    }
+}

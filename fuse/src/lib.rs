@@ -1,0 +1,41 @@
+//! FUSE: a worktree of the engine as a mounted directory.
+//!
+//! Invariants of this crate, which its users rely on:
+//!
+//! - It decodes, calls and replies. What an operation means is the worktree's to decide.
+//! - [`Ops`] is the one set of operations. A transport translates its messages into calls of it and
+//!   decides nothing; the only one so far is fuser's, in `kernel.rs`.
+//! - Only this crate knows fuser, `/dev/fuse` and mount(2).
+//! - Engine errors become errnos in `errno.rs` and nowhere else, and what an errno cannot say is
+//!   logged there. A panic in an operation costs its caller an `EIO` and nobody else anything.
+//! - Nothing here waits for a mount that may be dead or hung, except on a thread or in a process
+//!   that can be left behind.
+//!
+//! `unsafe` appears in `health.rs` and `warm.rs`, for system calls that have no safe form.
+
+mod attr;
+mod cache;
+mod counters;
+mod dir;
+mod errno;
+mod error;
+mod health;
+mod helper;
+mod kernel;
+mod mount;
+mod mountinfo;
+mod ops;
+mod probe;
+mod session;
+#[cfg(test)]
+mod tests;
+mod warm;
+
+pub use cache::{LEVERS, Levers};
+pub use counters::{Counters, Message};
+pub use error::{Error, Result};
+pub use mount::{FSTYPE, MountOptions, MountState, mount_state, unmount_path};
+pub use ops::{Found, Ops};
+pub use probe::{Device, KernelFuse, Probe, probe};
+pub use session::{Mounted, mount};
+pub use warm::Warmed;

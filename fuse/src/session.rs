@@ -1,0 +1,223 @@
+//! A mounted worktree: from the mount to the end of its session.
+//!
+//! The session ends when the kernel says so: after an unmount by anyone, as soon as the last user
+//! has left, or when the connection is aborted. Nobody can end it from this side without that.
+//!
+//! Locks, in this order: `Link::walking`, `Link::state`. Neither is taken by an operation.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use agentfs_engine::worktree::Worktree;
+use fuser::{Config, Notifier, Session, SessionACL};
+use rustix::fs::{major, minor};
+use tracing::{debug, error, info};
+
+use crate::counters::Counters;
+use crate::error::{Error, Result};
+use crate::kernel::Kernel;
+use crate::mount::{self, MountOptions};
+use crate::mountinfo::{self, Place};
+use crate::ops::Ops;
+use crate::probe::KernelFuse;
+use crate::warm::{self, Stop, Warmed};
+
+/// How long the threads of a session may take to end after an unmount that succeeded.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// A mounted worktree. Dropping it unmounts lazily.
+pub struct Mounted {
+    dir: PathBuf,
+    place: Place,
+    ops: Arc<Ops>,
+    agreed: Arc<OnceLock<KernelFuse>>,
+    link: Arc<Link>,
+}
+
+/// What the session's threads and the owner of the mount share.
+struct Link {
+    /// Held while a walk warms the mount, which keeps it busy.
+    walking: Mutex<()>,
+    stop: Stop,
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+/// Where a session stands. The notifier keeps the device open, so it must not outlive the threads
+/// that serve the device: a mount that nobody serves must be dead, not hung.
+enum State {
+    Serving(Notifier),
+    Ended,
+}
+
+/// Mounts `worktree` on the directory `dir` and serves it on threads of its own.
+///
+/// # Errors
+/// [`Error::Nested`], [`Error::MountPoint`], [`Error::Device`], [`Error::NoHelper`], [`Error::Helper`],
+/// [`Error::Mount`], or [`Error::Session`] when kernel and fuser do not agree. Nothing stays mounted.
+pub fn mount(worktree: Arc<Worktree>, dir: &Path, options: &MountOptions) -> Result<Mounted> {
+    let dir = mount::mount_point(dir)?;
+    let ops = Arc::new(Ops::new(worktree, options.levers.clone()));
+    let device = mount::attach(&dir, options)?;
+    let agreed = Arc::new(OnceLock::new());
+    let kernel = Kernel::new(Arc::clone(&ops), Arc::clone(&agreed));
+    let started = Session::from_fd(kernel, device, SessionACL::All, session_config(options))
+        .and_then(serve)
+        .map_err(|source| Error::Session { dir: dir.clone(), source })
+        .and_then(|link| Ok((link, mountinfo::place(&dir)?)));
+    let (link, place) = match started {
+        Ok((link, Some(place))) if place.top => (link, place),
+        other => {
+            let _ = mount::detach(&dir, true);
+            other?;
+            return Err(Error::NotMounted { dir });
+        }
+    };
+    let mounted = Mounted { dir, place, ops, agreed, link };
+    mounted.read_ahead();
+    info!("mounted {} on {}", options.name, mounted.dir.display());
+    Ok(mounted)
+}
+
+fn session_config(options: &MountOptions) -> Config {
+    let mut config = Config::default();
+    config.n_threads = Some(options.serving_threads());
+    // The kernel decides who may enter; asked again, fuser would shut out root.
+    config.acl = SessionACL::All;
+    config
+}
+
+/// Starts the threads of a session, with one that waits for them.
+fn serve(session: Session<Kernel>) -> std::io::Result<Arc<Link>> {
+    let link = Arc::new(Link {
+        walking: Mutex::new(()),
+        stop: Stop::default(),
+        state: Mutex::new(State::Serving(session.notifier())),
+        ended: Condvar::new(),
+    });
+    let shared = Arc::clone(&link);
+    thread::Builder::new().name("agentfs-fuse".into()).spawn(move || {
+        if let Err(failure) = session.run() {
+            error!("a FUSE session ended: {failure}");
+        }
+        *lock(&shared.state) = State::Ended;
+        shared.ended.notify_all();
+    })?;
+    Ok(link)
+}
+
+impl Mounted {
+    /// The directory it is mounted on, absolute and without symbolic links.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The device number that `stat` shows for every file in it.
+    pub fn dev(&self) -> u64 {
+        self.place.dev
+    }
+
+    /// What the kernel offered when the session began.
+    pub fn kernel(&self) -> Option<KernelFuse> {
+        self.agreed.get().copied()
+    }
+
+    /// Every count with its name; see [`Counters::snapshot`].
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.counts().snapshot()
+    }
+
+    /// The counts themselves.
+    pub fn counts(&self) -> &Counters {
+        self.ops.counters()
+    }
+
+    /// Whether the session is served: false once it was unmounted, by whomever, and its last user
+    /// has left.
+    pub fn is_alive(&self) -> bool {
+        matches!(*lock(&self.link.state), State::Serving(_))
+    }
+
+    /// Lists the worktree once from top to bottom, as far as `limit` entries, so that the kernel
+    /// holds names, attributes and listings before anybody asks; and pushes into its page cache what
+    /// git reads first. Returns when that is done. Without the lever `prewarm` it does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Warm`], after which the mount works as before, only less warm.
+    pub fn warm(&self, limit: u64) -> Result<Warmed> {
+        if !self.ops.levers().prewarm {
+            return Ok(Warmed::default());
+        }
+        let walk = {
+            let _walking = lock(&self.link.walking);
+            warm::walk(&self.dir, self.place, limit, &self.link.stop)
+                .map_err(|source| Error::Warm { dir: self.dir.clone(), source })?
+        };
+        Ok(warm::push(&self.ops, walk, |ino, content| {
+            let notifier = match &*lock(&self.link.state) {
+                State::Serving(notifier) => notifier.clone(),
+                State::Ended => return false,
+            };
+            notifier.store(fuser::INodeNo(ino.0), 0, content).is_ok()
+        }))
+    }
+
+    /// Unmounts, and returns when the session has ended; lazily, the mount vanishes at once and the
+    /// session ends with its last user. Unmounting what somebody else unmounted is no error.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] unless lazy, or the refusal of the kernel or of fusermount3. The mount then
+    /// goes on as before.
+    pub fn unmount(&self, lazy: bool) -> Result<()> {
+        self.link.stop.set(true);
+        let walk_ended = lock(&self.link.walking);
+        let detached = if self.is_mounted()? { mount::detach(&self.dir, lazy) } else { Ok(()) };
+        self.link.stop.set(false);
+        drop(walk_ended);
+        detached?;
+        if !lazy {
+            let state = lock(&self.link.state);
+            let serving = |state: &mut State| matches!(state, State::Serving(_));
+            // Those who hold a file of a mount that somebody else detached keep its session.
+            let _ = self.link.ended.wait_timeout_while(state, END_WITHIN, serving);
+        }
+        info!("unmounted {}", self.dir.display());
+        Ok(())
+    }
+
+    /// Whether what is mounted on the directory is still this. The kernel gives the numbers of a
+    /// mount away again once it is gone, and its session with it.
+    fn is_mounted(&self) -> Result<bool> {
+        Ok(self.is_alive() && mountinfo::place(&self.dir)? == Some(self.place))
+    }
+
+    /// Sets the read-ahead of the mount. Only root may, and only for itself is it worth a word.
+    fn read_ahead(&self) {
+        let kib = self.ops.levers().read_ahead_kib;
+        if kib == 0 {
+            return;
+        }
+        let (major, minor) = (major(self.place.dev), minor(self.place.dev));
+        let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+        if let Err(error) = std::fs::write(&file, kib.to_string()) {
+            debug!("read-ahead stays as it is: cannot write {file}: {error}");
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.is_alive()
+            && let Err(error) = self.unmount(true)
+        {
+            error!("{error}");
+        }
+    }
+}
+
+/// None of the values under these locks is half-changed when a thread panics.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
