@@ -20,6 +20,9 @@ pub const DELTA_CHAIN_MAX: usize = 4096;
 /// Largest base of a delta in bytes, when it is too large for memory and is written to a temporary
 /// file. git makes no deltas of files above 512 MiB unless told to.
 pub const DELTA_BASE_BYTES_MAX: u64 = 4 << 30;
+/// Most trees that one import reads. Equal trees are read once, unless conversions depend on the
+/// path: then a few forged trees could stand for any number of directories.
+pub const WALK_TREES_MAX: u64 = 4 << 20;
 /// Bytes of delta bases that one reader keeps for the next object.
 pub const DELTA_CACHE_BYTES: usize = 2 << 20;
 /// Bytes of pack indexes that this process holds in memory; the others are read where needed.

@@ -31,7 +31,7 @@ use gix::filter::plumbing::eol::{self, AttributesDigest, AutoCrlf, Mode};
 use gix::glob::pattern::Case;
 
 use self::filter::Filters;
-use self::rules::{ATTRIBUTES, Macros, Rules};
+use self::rules::{ATTRIBUTES, Effect, Macros, Rules};
 use crate::error::{Error, Result};
 use crate::limits::CONVERTED_BYTES_MAX;
 use crate::repository::Repository;
@@ -79,7 +79,7 @@ struct Level {
     attributes: Arc<MetadataCollection>,
     /// Whether any rule can lead to a conversion.
     effective: bool,
-    /// Whether any rule depends on the path.
+    /// Whether what any rule does depends on the path.
     by_path: bool,
     /// All rules in force; `None` if there are none.
     rules: Option<[u8; 32]>,
@@ -218,21 +218,24 @@ fn configuration_id(
 }
 
 impl Inner {
-    /// Whether an assignment can alone lead to a conversion.
-    fn is_effective(&self, assignment: &AssignmentRef<'_>) -> bool {
+    /// What an assignment alone can lead to.
+    fn effect(&self, assignment: &AssignmentRef<'_>) -> Effect {
         let value = match assignment.state {
             StateRef::Value(value) => Some(value.as_bstr()),
             _ => None,
         };
         let set = value.is_some() || assignment.state == StateRef::Set;
-        match assignment.name.as_str() {
+        let converts = match assignment.name.as_str() {
             "text" | "crlf" => set && self.eol.to_eol() == Mode::CrLf,
             "eol" => value == Some("crlf".into()),
             "ident" => assignment.state == StateRef::Set,
             "working-tree-encoding" => set,
-            "filter" => value.is_some_and(|name| self.driver(name).is_some()),
+            "filter" if value.is_some_and(|name| self.driver(name).is_some()) => {
+                return Effect::Program;
+            }
             _ => false,
-        }
+        };
+        if converts { Effect::Content } else { Effect::None }
     }
 
     fn driver(&self, name: &BStr) -> Option<&Driver> {
@@ -240,7 +243,7 @@ impl Inner {
     }
 
     fn rules(&self, file: &[u8], macros: &Macros, may_define: bool) -> Rules {
-        Rules::of(file, macros, may_define, |assignment| self.is_effective(assignment))
+        Rules::of(file, macros, may_define, |assignment| self.effect(assignment))
     }
 }
 
@@ -284,7 +287,7 @@ impl Scope {
             attributes: Arc::new(attributes),
             effective: plan.eol.auto_crlf == AutoCrlf::Enabled
                 || all.iter().any(|rules| rules.effective),
-            by_path: !plan.drivers.is_empty() || all.iter().any(|rules| rules.by_path),
+            by_path: all.iter().any(|rules| rules.by_path),
             rules: some.then(|| digest.finish()),
             path: [0; 32],
         })

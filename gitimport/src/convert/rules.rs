@@ -32,18 +32,30 @@ pub(super) struct Rules {
     pub(super) lines: Vec<u8>,
     /// Whether one of them alone can lead to a conversion.
     pub(super) effective: bool,
-    /// Whether one of them matches whole paths, not just names.
+    /// Whether what one of them does depends on the path: it matches whole paths, not just names,
+    /// or it runs a program, which is told the path.
     pub(super) by_path: bool,
 }
 
+/// What an assignment alone can lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Effect {
+    /// Nothing.
+    None,
+    /// A conversion that depends on the content alone.
+    Content,
+    /// A conversion by a program that is told the path.
+    Program,
+}
+
 impl Rules {
-    /// Picks the relevant lines of `file`. `is_effective` tells whether an assignment can lead to a
-    /// conversion. Macros may be defined only in the root and above it.
+    /// Picks the relevant lines of `file`. `effect` tells what an assignment can lead to. Macros may
+    /// be defined only in the root and above it.
     pub(super) fn of(
         file: &[u8],
         macros: &Macros,
         may_define: bool,
-        is_effective: impl Fn(&AssignmentRef<'_>) -> bool,
+        effect: impl Fn(&AssignmentRef<'_>) -> Effect,
     ) -> Self {
         let mut rules = Self::default();
         for line in lines(file) {
@@ -54,14 +66,14 @@ impl Rules {
             if relevant && !may_define {
                 continue;
             }
-            let mut effective = false;
+            let mut strongest = Effect::None;
             let well_formed = assignments.into_iter().all(|assignment| {
                 let Ok(assignment) = assignment else {
                     return false;
                 };
                 let name = assignment.name.as_str();
                 relevant |= ATTRIBUTES.contains(&name) || macros.contains(name);
-                effective |= is_effective(&assignment);
+                strongest = strongest.max(effect(&assignment));
                 true
             });
             if !(relevant && well_formed) {
@@ -71,7 +83,8 @@ impl Rules {
                 rules.by_path |= pattern.mode.contains(Mode::ABSOLUTE)
                     || !pattern.mode.contains(Mode::NO_SUB_DIR);
             }
-            rules.effective |= effective;
+            rules.effective |= strongest != Effect::None;
+            rules.by_path |= strongest == Effect::Program;
             rules.lines.extend_from_slice(line);
             rules.lines.push(b'\n');
         }

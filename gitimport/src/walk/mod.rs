@@ -31,7 +31,7 @@ use crate::attributes;
 use crate::convert::{Plan, Scope};
 use crate::error::{Error, Result};
 use crate::lane::{Lane, Turn};
-use crate::limits::{TREE_OBJECT_BYTES_MAX, WALK_HELD_BYTES_MAX, workers};
+use crate::limits::{TREE_OBJECT_BYTES_MAX, WALK_HELD_BYTES_MAX, WALK_TREES_MAX, workers};
 use crate::object::Kind;
 use crate::odb::{Odb, Reader};
 use crate::repository::Repository;
@@ -73,6 +73,18 @@ pub fn import_tree(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<Imported> {
+    import_bounded(store, repository, tree, plan, (progress, cancel), WALK_TREES_MAX)
+}
+
+/// [`import_tree`], reading at most `trees_max` trees.
+fn import_bounded(
+    store: &Store,
+    repository: &Repository,
+    tree: &GitOid,
+    plan: &Plan,
+    (progress, cancel): (&dyn Progress, &Cancel),
+    trees_max: u64,
+) -> Result<Imported> {
     let outer = plan.root();
     let key = (*tree, outer.enter(b"", None)?.context());
     if let Some(root) = store.tree_of(tree, &key.1)? {
@@ -87,6 +99,8 @@ pub fn import_tree(
         sink: TreeSink::new(store),
         lane: Lane::default(),
         held: AtomicU64::new(0),
+        read: AtomicU64::new(0),
+        trees_max,
         converted: AtomicU64::new(0),
     };
     progress.begin(Phase::Trees, None, None);
@@ -115,6 +129,10 @@ struct Walk<'a> {
     lane: Lane,
     /// Bytes of trees that wait for their subtrees.
     held: AtomicU64,
+    /// Trees read so far.
+    read: AtomicU64,
+    /// Most trees to be read.
+    trees_max: u64,
     converted: AtomicU64,
 }
 
@@ -174,6 +192,10 @@ impl Walk<'_> {
         outer: &Scope,
         name: &[u8],
     ) -> Result<Option<Parked>> {
+        if self.read.fetch_add(1, Ordering::Relaxed) >= self.trees_max {
+            let what = "the number of directories to be imported".to_owned();
+            return Err(Error::TooLarge { what, size: self.trees_max + 1, limit: self.trees_max });
+        }
         let mut turn = None;
         let tree = self.read_tree(&mut worker.reader, &mut turn, id, oid)?;
         let attributes = attributes::read(&self.lane, &mut turn, &mut worker.reader, &tree)

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use agentfs_engine::limits::{SYMLINK_BYTES_MAX, TREE_DEPTH_MAX};
-use agentfs_engine::progress::{Cancel, Silent};
+use agentfs_engine::progress::{Cancel, Progress, Silent};
 use agentfs_engine::store::Store;
 use agentfs_engine::tree::{Entry, EntryKind, Subtree};
 use agentfs_engine::{GitOid, HashKind, TreeId};
 
-use super::{Imported, import_tree};
+use super::{Imported, import_bounded, import_tree};
 use crate::convert::Plan;
 use crate::error::{Error, Result};
 use crate::forge::{Forge, IndexVersion, Packed, PackedForm, tree_bytes};
@@ -370,6 +370,42 @@ fn each_tree_is_read_once_however_often_it_occurs() {
     }
     assert!(refusal(&forge, &tree).contains("exceeds the limit"));
     assert!(start.elapsed().as_secs() < 30);
+}
+
+#[test]
+fn a_filter_that_no_rule_names_keeps_equal_trees_one() {
+    let (forge, tree) = forged_bomb(b"*.bin -text");
+    git(forge.path(), &["config", "filter.lfs.smudge", "no-such-program %f"]);
+    assert_eq!(import_forged(&forge, &tree).unwrap().root.descendants, 11_111_112);
+}
+
+#[test]
+fn what_conversions_by_path_multiply_is_limited() {
+    let (forge, tree) = forged_bomb(b"*.bin filter=lfs");
+    git(forge.path(), &["config", "filter.lfs.smudge", "no-such-program %f"]);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let repository = forge.repository();
+    let plan = Plan::new(&repository).unwrap();
+    let watched: (&dyn Progress, &Cancel) = (&Silent, &Cancel::default());
+    let error = import_bounded(&store, &repository, &tree, &plan, watched, 2000).unwrap_err();
+    assert!(error.is_refusal() && error.to_string().contains("directories"), "{error}");
+}
+
+/// Ten million files in eight trees, below a root whose attributes are `attributes`.
+fn forged_bomb(attributes: &[u8]) -> (Forge, GitOid) {
+    let forge = Forge::new(HashKind::Sha1);
+    let blob = forge.loose(Kind::Blob, b"x");
+    let names: Vec<_> = (b'0'..=b'9').map(|digit| [digit]).collect();
+    let mut tree = blob;
+    for level in 0..7 {
+        let mode = if level == 0 { "100644" } else { "40000" };
+        let entries: Vec<_> = names.iter().map(|name| (mode, &name[..], tree)).collect();
+        tree = forge.tree(&entries);
+    }
+    let rules = forge.loose(Kind::Blob, attributes);
+    let root = forge.tree(&[("100644", b".gitattributes", rules), ("40000", b"d", tree)]);
+    (forge, root)
 }
 
 #[test]
