@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::environment::{Environment, GIT_LOCAL};
 use crate::error::{Failure, Kind, Result};
 use crate::layout::Layout;
+use crate::lock;
 use crate::progress::Meter;
 use crate::protocol::{Hello, PROTOCOL, Progress, Welcome, method};
 use crate::socket;
@@ -27,6 +28,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a daemon may take from its start to its first answer, which includes recovery and
 /// mounting what was mounted, and how long one that stops may keep its lock.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// Longest pause between two attempts to reach a daemon that starts or stops.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// The log is begun anew when a daemon starts and finds it longer than this, in bytes.
 const LOG_BYTES_MAX: u64 = 8 << 20;
 /// What a daemon that is being started says when it serves.
@@ -45,33 +48,57 @@ impl Client {
     /// Connects to the daemon of the store; `None` if none is running.
     ///
     /// # Errors
-    /// As [`socket::connect`]; [`Kind::Daemon`] if it does not answer.
+    /// As [`socket::connect`]; [`Kind::Daemon`] if it does not answer, [`Kind::ForeignSocket`] if
+    /// what listens is no daemon.
     pub fn connect(layout: &Layout) -> Result<Option<Self>> {
         Self::connect_within(layout, HANDSHAKE_LIMIT)
     }
 
     fn connect_within(layout: &Layout, limit: Duration) -> Result<Option<Self>> {
         let path = layout.socket();
-        let Some(stream) = socket::connect(&path)? else {
-            return Ok(None);
-        };
-        let (_, pid) = socket::peer(&stream, &path)?;
-        let pid = u32::try_from(pid).unwrap_or(0);
-        let store = (layout.root()).into();
-        let welcome = Welcome { protocol: PROTOCOL, version: String::new(), pid, store };
-        let mut client = Self { stream: BufReader::new(stream), calls: 0, welcome };
-        client.limit(limit)?;
-        let hello = Hello {
-            protocol: PROTOCOL,
-            client: concat!("agentfs ", env!("CARGO_PKG_VERSION")).into(),
-        };
-        match client.call(method::HELLO, &hello, &Meter::default()) {
-            Ok(welcome) => client.welcome = welcome,
-            Err(CallError::Closed) => return Ok(None),
-            Err(error) => return Err(client.explain(error)),
+        let start = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let Some(stream) = socket::connect(&path)? else {
+                return Ok(None);
+            };
+            let (_, pid) = socket::peer(&stream, &path)?;
+            let mut client = Self::new(stream, layout, pid);
+            let error = match client.greet(limit) {
+                Ok(()) => return Ok(Some(client)),
+                Err(error) => error,
+            };
+            // Only the daemon has the lock, and it has it as long as it listens.
+            let is_daemon = lock::is_held(&layout.lock())?;
+            // A daemon that ends closes its connections; soon nobody listens any more. One that has
+            // too many closes this one and takes a later one.
+            let patience = if is_daemon { START_LIMIT } else { socket::DYING_LIMIT };
+            if !matches!(error, CallError::Closed) || start.elapsed() > patience {
+                return Err(match is_daemon {
+                    true => client.explain(error),
+                    false => socket::stranger(&path, pid, &error.of_stranger()),
+                });
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(PAUSE_MAX);
         }
-        client.limit(SILENCE_LIMIT)?;
-        Ok(Some(client))
+    }
+
+    fn new(stream: UnixStream, layout: &Layout, pid: i32) -> Self {
+        let pid = u32::try_from(pid).unwrap_or(0);
+        let store = layout.root().into();
+        let welcome = Welcome { protocol: PROTOCOL, version: String::new(), pid, store };
+        Self { stream: BufReader::new(stream), calls: 0, welcome }
+    }
+
+    /// Shakes hands within `limit`.
+    fn greet(&mut self, limit: Duration) -> Result<(), CallError> {
+        self.limit(limit)?;
+        let client = concat!("agentfs ", env!("CARGO_PKG_VERSION")).into();
+        let hello = Hello { protocol: PROTOCOL, client };
+        self.welcome = self.call(method::HELLO, &hello, &Meter::default())?;
+        self.limit(SILENCE_LIMIT)?;
+        Ok(())
     }
 
     /// Connects to the daemon of the store and starts it if none is running.
@@ -104,7 +131,7 @@ impl Client {
                 )));
             }
             thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(100));
+            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
@@ -154,7 +181,7 @@ impl Client {
     /// [`Kind::Daemon`] if it does not.
     pub fn stop(mut self) -> Result<()> {
         self.request::<()>(method::STOP, &(), &Meter::default())?;
-        self.limit(START_LIMIT)?;
+        self.limit(START_LIMIT).map_err(|error| self.explain(error))?;
         // The daemon sends nothing more; the connection ends with its process.
         match self.stream.read_to_end(&mut Vec::new()) {
             Err(error) if is_timeout(&error) => Err(self.explain(CallError::Silent)),
@@ -162,14 +189,12 @@ impl Client {
         }
     }
 
-    fn limit(&self, limit: Duration) -> Result<()> {
+    fn limit(&self, limit: Duration) -> Result<(), CallError> {
         let stream = self.stream.get_ref();
         stream
             .set_read_timeout(Some(limit))
             .and_then(|()| stream.set_write_timeout(Some(limit)))
-            .map_err(|error| {
-                Failure::new(Kind::Daemon, format!("cannot set a time limit: {error}"))
-            })
+            .map_err(CallError::Io)
     }
 
     fn call<R: DeserializeOwned>(
@@ -182,7 +207,11 @@ impl Client {
         let id = Id::Number(self.calls);
         let params = serde_json::to_value(params).map_err(CallError::malformed)?;
         let line = wire::encode(&Request::new(Some(id.clone()), method, params));
-        self.stream.get_mut().write_all(&line).map_err(CallError::from)?;
+        match self.stream.get_mut().write_all(&line).map_err(CallError::from) {
+            // What the other end has said before it hung up is still to be read.
+            Ok(()) | Err(CallError::Closed) => {}
+            Err(error) => return Err(error),
+        }
         let mut line = Vec::new();
         loop {
             if !wire::read_line(&mut self.stream, &mut line)? {
@@ -249,6 +278,17 @@ enum CallError {
 impl CallError {
     fn malformed(error: serde_json::Error) -> Self {
         Self::Malformed(error.to_string())
+    }
+
+    /// What somebody who is no daemon has done instead of shaking hands.
+    fn of_stranger(&self) -> String {
+        match self {
+            Self::Refused(failure) => format!("it answers {:?}", failure.message),
+            Self::Silent => "it does not answer".into(),
+            Self::Closed => "it hangs up".into(),
+            Self::Io(error) => error.to_string(),
+            Self::Malformed(why) => format!("it answers what no daemon says: {why}"),
+        }
     }
 }
 
@@ -412,6 +452,7 @@ mod tests {
     fn a_daemon_that_does_not_answer_is_told_with_its_process() {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
+        let _lock = lock::take(&layout.lock()).unwrap().unwrap();
         let server = serve(&layout, &[]);
         let limit = Duration::from_millis(50);
         let failure = Client::connect_within(&layout, limit).err().unwrap();
@@ -426,9 +467,45 @@ mod tests {
     fn an_answer_of_another_version_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
+        let _lock = lock::take(&layout.lock()).unwrap().unwrap();
         let server = serve(&layout, &["HTTP/1.1 400 Bad Request"]);
         assert_eq!(Client::connect(&layout).err().unwrap().kind, Kind::DaemonVersion);
         server.join().unwrap();
+    }
+
+    #[test]
+    fn who_listens_without_the_lock_is_no_daemon_whatever_it_says() {
+        for (lines, why) in [
+            (&[][..], "does not answer"),
+            (&["HTTP/1.1 400 Bad Request"], "no daemon says"),
+            (&[r#"{"id":1,"error":{"code":-32601,"message":"no such method"}}"#], "such method"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let layout = layout(dir.path());
+            let server = serve(&layout, lines);
+            let limit = Duration::from_millis(50);
+            let failure = Client::connect_within(&layout, limit).err().unwrap();
+            assert_eq!(failure.kind, Kind::ForeignSocket, "{failure}");
+            assert!(failure.message.contains(why), "{failure}");
+            server.join().unwrap();
+            assert!(!layout.lock().exists());
+        }
+    }
+
+    #[test]
+    fn what_was_said_before_the_end_of_a_connection_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stream, mut other) = UnixStream::pair().unwrap();
+        other.write_all(b"garbage\n").unwrap();
+        drop(other);
+        let mut client = Client::new(stream, &layout(dir.path()), 1);
+        let error = client.greet(HANDSHAKE_LIMIT).unwrap_err();
+        assert!(matches!(error, CallError::Malformed(_)), "{error:?}");
+        let (stream, other) = UnixStream::pair().unwrap();
+        drop(other);
+        let mut client = Client::new(stream, &layout(dir.path()), 1);
+        let error = client.greet(HANDSHAKE_LIMIT).unwrap_err();
+        assert!(matches!(error, CallError::Closed), "{error:?}");
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub enum Kind {
     StoreStopped,
     /// The daemon cannot be started or reached, or does not answer.
     Daemon,
-    /// The control socket belongs to another user.
+    /// The control socket, or what listens on it, is another user's or is no daemon's.
     ForeignSocket,
     /// The daemon speaks another version of the protocol.
     DaemonVersion,

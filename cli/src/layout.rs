@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use agentfs_engine::BranchNumber;
+
 use crate::error::{Failure, Result};
 
 /// Prefix of a directory in [`Layout::repositories`] in which a repository is being fetched.
@@ -63,6 +65,16 @@ impl Layout {
     /// The bare repositories, one directory each.
     pub fn repositories(&self) -> PathBuf {
         self.root.join("repos")
+    }
+
+    /// The outboxes, one directory each.
+    pub fn outboxes(&self) -> PathBuf {
+        self.root.join("outbox")
+    }
+
+    /// The outbox of branch `number`.
+    pub fn outbox(&self, number: BranchNumber) -> PathBuf {
+        self.outboxes().join(number.to_string())
     }
 
     /// Notes about mounts that are not recorded in the store, or not yet.

@@ -13,6 +13,7 @@ mod environment;
 mod error;
 mod incoming;
 mod layout;
+mod lock;
 mod output;
 mod progress;
 mod protocol;

@@ -133,7 +133,7 @@ pub struct Welcome {
 pub struct MountAt {
     /// The directory, absolute. It is created if it is missing.
     pub dir: WirePath,
-    /// Whether writing is refused. Nothing else is offered yet.
+    /// Whether writing is refused.
     #[serde(default)]
     pub read_only: bool,
     /// Whether other users may enter.

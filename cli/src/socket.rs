@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -22,6 +22,8 @@ use crate::error::{Failure, Kind, Result};
 const ADDRESS_BYTES_MAX: usize = 107;
 /// How long a connection may wait for a daemon that does not accept it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a process that has been killed may be seen listening after it has lost its lock.
+pub const DYING_LIMIT: Duration = Duration::from_secs(1);
 /// Most connections that wait to be accepted.
 const BACKLOG: i32 = 256;
 
@@ -64,8 +66,14 @@ pub fn connect(socket: &Path) -> Result<Option<UnixStream>> {
         .hint("remove it; the next command starts the daemon, which creates the socket"));
     }
     refuse_foreign(socket, "the control socket", metadata.uid())?;
-    let Some(stream) = connect_within(socket, CONNECT_LIMIT)
-        .map_err(|error| Failure::io("connect to the control socket", socket, &error))?
+    let Some(stream) = connect_within(socket, CONNECT_LIMIT).map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::TimedOut => "whoever listens does not accept a connection".to_owned(),
+            _ => error.to_string(),
+        };
+        Failure::new(Kind::Daemon, format!("cannot connect to {}: {why}", socket.display()))
+            .hint(format!("`fuser -v {}` names the process that listens", socket.display()))
+    })?
     else {
         return Ok(None);
     };
@@ -124,6 +132,47 @@ fn connect_within(socket: &Path, limit: Duration) -> io::Result<Option<UnixStrea
     }
 }
 
+/// Makes sure that nobody listens on `socket`. The caller holds the daemon's lock, so whoever does is
+/// no daemon, or one that has just been killed and lets go of its files one after the other.
+///
+/// # Errors
+/// [`Kind::ForeignSocket`] if somebody does; as [`connect`].
+pub fn refuse_stranger(socket: &Path) -> Result<()> {
+    let start = Instant::now();
+    while let Some(stream) = connect(socket)? {
+        let left = DYING_LIMIT.saturating_sub(start.elapsed());
+        if left.is_zero() || !ends_within(&stream, left) {
+            return Err(stranger(socket, peer(&stream, socket)?.1, "nobody holds its lock"));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Whether the other end closes a connection within `limit`, saying nothing.
+fn ends_within(mut stream: &UnixStream, limit: Duration) -> bool {
+    stream.set_read_timeout(Some(limit)).is_ok()
+        && match stream.read(&mut [0]) {
+            Ok(read) => read == 0,
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        }
+}
+
+/// The failure for a process that listens on `socket` and is no daemon, as `why` shows.
+pub fn stranger(socket: &Path, pid: i32, why: &str) -> Failure {
+    Failure::new(
+        Kind::ForeignSocket,
+        format!(
+            "process {pid} listens on {} and is not the daemon of this store: {why}",
+            socket.display()
+        ),
+    )
+    .hint(format!(
+        "end it, after `ps -p {pid}` has told what it is; or name another store in the environment \
+         variable AGENTFS_HOME"
+    ))
+}
+
 /// Listens on `socket`, which only its owner can connect to. A socket that a killed daemon has left
 /// is replaced, so the caller must hold the daemon's lock.
 ///
@@ -153,7 +202,7 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Write};
+    use std::io::Write;
 
     fn talk(socket: &Path) {
         let listener = listen(socket).unwrap();
@@ -201,6 +250,25 @@ mod tests {
             refuse_foreign(Path::new("/s/daemon.sock"), "the socket", own + 1).unwrap_err();
         assert_eq!(failure.kind, Kind::ForeignSocket);
         assert!(failure.message.contains("/s/daemon.sock"), "{failure}");
+    }
+
+    #[test]
+    fn somebody_who_listens_is_a_stranger_to_who_has_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("daemon.sock");
+        refuse_stranger(&socket).unwrap();
+        let listener = listen(&socket).unwrap();
+        assert_eq!(refuse_stranger(&socket).unwrap_err().kind, Kind::ForeignSocket);
+        drop(listener);
+        refuse_stranger(&socket).unwrap();
+        // One that is killed listens a moment longer than it has its lock.
+        let listener = listen(&socket).unwrap();
+        let dying = thread::spawn(move || {
+            listener.accept().unwrap();
+            drop(listener);
+        });
+        refuse_stranger(&socket).unwrap();
+        dying.join().unwrap();
     }
 
     #[test]

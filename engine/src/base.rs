@@ -4,18 +4,23 @@
 //! `Ino::FIRST + p`. So numbers are a function of the tree alone: they survive remounts and need
 //! no table, and mounting costs the same for any number of files. Directory objects are loaded when
 //! they are first entered and stay while any base that contains them is in use; equal subtrees of
-//! different commits are one node.
+//! different commits are one node. One that is damaged is rebuilt from the repository when it is
+//! entered.
 //!
 //! Reading takes no lock: a node is reached through `OnceLock`s from the root. Only loading a
 //! directory for the first time takes the lock of [`NodeCache`], which is never held while the
 //! store is read.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use tracing::{error, warn};
 
 use crate::error::{Error, Result};
 use crate::id::{Ino, TreeId};
 use crate::limits::TREE_DEPTH_MAX;
+use crate::source::ObjectSource;
 use crate::store::Store;
 use crate::tree::{Entry, EntryKind, Tree};
 
@@ -35,11 +40,12 @@ pub struct NodeCache {
 }
 
 impl NodeCache {
-    fn get(&self, store: &Store, id: TreeId) -> Result<Arc<Node>> {
+    /// The node of directory object `id`, which `load` loads if it is not in memory.
+    fn get(&self, id: TreeId, load: impl FnOnce() -> Result<Tree>) -> Result<Arc<Node>> {
         if let Some(node) = self.lock().get(&id).and_then(Weak::upgrade) {
             return Ok(node);
         }
-        let tree = store.tree(id)?;
+        let tree = load()?;
         let children = (0..tree.directories()).map(|_| OnceLock::new()).collect();
         let loaded = Arc::new(Node { id, tree, children });
         let mut nodes = self.lock();
@@ -61,9 +67,9 @@ impl NodeCache {
 }
 
 /// A numbered tree.
-#[derive(Debug)]
 pub struct Base {
     store: Arc<Store>,
+    source: Option<Arc<dyn ObjectSource>>,
     root: Arc<Node>,
 }
 
@@ -76,6 +82,42 @@ pub struct Dir<'a> {
     parent: Ino,
 }
 
+impl fmt::Debug for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Base").field("root", &self.root.id).finish_non_exhaustive()
+    }
+}
+
+/// Loads directory object `id` of the directory `path`. If it is damaged or gone, it is first rebuilt
+/// from `source`.
+fn load(
+    store: &Store,
+    source: Option<&dyn ObjectSource>,
+    id: TreeId,
+    path: impl FnOnce() -> Result<Vec<u8>>,
+) -> Result<Tree> {
+    let damage = match store.tree(id) {
+        Err(damage) if damage.is_corruption() => damage,
+        loaded => return loaded,
+    };
+    let path = path()?;
+    let shown = String::from_utf8_lossy(&path).into_owned();
+    let Some(source) = source else {
+        error!(path = shown, %damage, "a directory cannot be read and no repository has it");
+        return Err(damage);
+    };
+    match source.rebuild_tree(store, &path, id).and_then(|()| store.tree(id)) {
+        Ok(tree) => {
+            warn!(path = shown, %damage, "a damaged directory was rebuilt from the repository");
+            Ok(tree)
+        }
+        Err(why) => {
+            error!(path = shown, %damage, %why, "a directory cannot be read nor rebuilt");
+            Err(damage)
+        }
+    }
+}
+
 /// Where an inode number leads.
 #[derive(Clone, Copy, Debug)]
 pub enum Location<'a> {
@@ -86,13 +128,20 @@ pub enum Location<'a> {
 }
 
 impl Base {
-    /// Opens the tree `root`.
+    /// Opens the tree `root`. Its directory objects that turn out to be damaged or gone are rebuilt
+    /// from `source`, the commit that the tree was made from.
     ///
     /// # Errors
-    /// [`Error::MissingTree`], or what reading the directory object meets.
-    pub fn open(store: Arc<Store>, root: TreeId) -> Result<Arc<Self>> {
-        let node = store.nodes().get(&store, root)?;
-        Ok(Arc::new(Self { store, root: node }))
+    /// [`Error::MissingTree`], or what reading the directory object meets, where it cannot be
+    /// rebuilt.
+    pub fn open(
+        store: Arc<Store>,
+        source: Option<Arc<dyn ObjectSource>>,
+        root: TreeId,
+    ) -> Result<Arc<Self>> {
+        let load = || load(&store, source.as_deref(), root, || Ok(Vec::new()));
+        let node = store.nodes().get(root, load)?;
+        Ok(Arc::new(Self { store, source, root: node }))
     }
 
     /// The id of the root directory object.
@@ -230,7 +279,7 @@ impl<'a> Dir<'a> {
     ///
     /// # Errors
     /// [`Error::NotDirectory`] if it has no directory object, [`Error::Corrupt`] if the object is
-    /// not the one that this directory recorded, or what loading it meets.
+    /// not the one that this directory recorded, or what loading it meets where it cannot be rebuilt.
     pub fn child(&self, index: usize) -> Result<Dir<'a>> {
         let ino = self.ino_of(index);
         let tree = &self.node.tree;
@@ -242,7 +291,10 @@ impl<'a> Dir<'a> {
         let node = match slot.get() {
             Some(node) => node,
             None => {
-                let node = self.base.store.nodes().get(&self.base.store, recorded.id)?;
+                let Base { store, source, .. } = self.base;
+                let path = || self.base.path(ino);
+                let load = || load(store, source.as_deref(), recorded.id, path);
+                let node = store.nodes().get(recorded.id, load)?;
                 if node.tree.subtree(recorded.id) != recorded {
                     return Err(Error::corrupt(
                         format!("tree {}", self.id()),

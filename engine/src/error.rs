@@ -58,10 +58,10 @@ pub enum Error {
         /// The repository's reason.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The store was written by a version that this one does not know.
-    #[error("the store at {path} has format {found}; this agentfs reads format {known}", path = .path.display())]
+    /// The store, or a part of it, was written by a version that this one does not know.
+    #[error("{path} has format {found}; this agentfs reads format {known}", path = .path.display())]
     UnknownFormat {
-        /// The store.
+        /// The store, or the file that states the format.
         path: PathBuf,
         /// The format that it states.
         found: u32,
@@ -119,17 +119,58 @@ pub enum Error {
     /// The work was told to stop.
     #[error("cancelled")]
     Cancelled,
-    /// An earlier write to the store failed, so nothing more is written until it is opened again.
-    #[error("the store at {path} takes no more writes, since an earlier one failed: {why}", path = .path.display())]
+    /// An earlier write failed, so nothing more is written until the store or outbox is opened again.
+    #[error("{path} takes no more writes, since an earlier one failed: {why}", path = .path.display())]
     Poisoned {
-        /// The store.
+        /// The store, or the directory of the outbox.
         path: PathBuf,
         /// The first error.
         why: String,
     },
+    /// POSIX refuses the operation.
+    #[error("inode {0}: {1}")]
+    Denied(Ino, Denial),
     /// The worktree is mounted read-only.
     #[error("the worktree is read-only")]
     ReadOnly,
+}
+
+/// Why POSIX refuses an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denial {
+    /// There is no such entry (`ENOENT`).
+    #[error("there is no such entry")]
+    NoEntry,
+    /// There is such an entry already (`EEXIST`).
+    #[error("there is such an entry already")]
+    Exists,
+    /// The directory has entries (`ENOTEMPTY`).
+    #[error("the directory is not empty")]
+    NotEmpty,
+    /// The name is too long (`ENAMETOOLONG`).
+    #[error("the name is too long")]
+    NameTooLong,
+    /// It is not permitted to anybody (`EPERM`).
+    #[error("the operation is not permitted")]
+    NotPermitted,
+    /// The request makes no sense (`EINVAL`).
+    #[error("the request is invalid")]
+    Invalid,
+    /// It has as many names as an inode can have (`EMLINK`).
+    #[error("it has too many links")]
+    TooManyLinks,
+    /// A file cannot be so large (`EFBIG`).
+    #[error("a file cannot be so large")]
+    TooLarge,
+    /// There is no such extended attribute (`ENODATA`).
+    #[error("there is no such extended attribute")]
+    NoAttribute,
+    /// The extended attribute is too large (`E2BIG`).
+    #[error("the extended attribute is too large")]
+    AttributeTooLarge,
+    /// The inode has no room for more extended attributes (`ENOSPC`).
+    #[error("there is no room for the extended attribute")]
+    NoSpaceForAttribute,
 }
 
 impl Error {
@@ -155,4 +196,15 @@ impl Error {
                 | Self::MissingTree(_)
         )
     }
+
+    /// Whether the device or the quota has no room, so that the same operation can succeed once
+    /// there is some.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_full(source))
+    }
+}
+
+/// Whether the operating system reports that there is no room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -167,9 +167,47 @@ impl Ino {
     pub const GIT_FILE: Self = Self(2);
     /// The number of the first entry of a base tree; smaller ones are reserved.
     pub const FIRST: Self = Self(16);
+    /// The first number of an inode that a branch made; those of a base are smaller.
+    pub const FIRST_NEW: Self = Self(1 << 32);
+
+    /// Whether the inode was made by a branch, as opposed to those of its base.
+    pub const fn is_new(self) -> bool {
+        self.0 >= Self::FIRST_NEW.0
+    }
 }
 
 impl fmt::Display for Ino {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The place of a record in the order of all changes of a branch. The first record has 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sequence(pub u64);
+
+impl Sequence {
+    /// Before the first record.
+    pub const NONE: Self = Self(0);
+
+    /// The one that follows.
+    pub const fn next(self) -> Self {
+        // Forged files can state any number; ours never come near the end.
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The number of a branch, unique in its store for ever: names can be given again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BranchNumber(pub u64);
+
+impl fmt::Display for BranchNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

@@ -12,6 +12,14 @@ pub const TREE_ENTRIES_MAX: u64 = u32::MAX as u64 - 4096;
 pub const TREE_BYTES_MAX: u64 = 1 << 30;
 /// Longest target of a symbolic link in bytes (`PATH_MAX` without its NUL).
 pub const SYMLINK_BYTES_MAX: u64 = 4095;
+/// Longest value of an extended attribute in bytes (`XATTR_SIZE_MAX`).
+pub const XATTR_BYTES_MAX: usize = 64 << 10;
+/// Most bytes that the extended attributes of one inode take, names and values.
+pub const XATTRS_BYTES_MAX: usize = 128 << 10;
+/// Most names of an inode, subdirectories included.
+pub const LINKS_MAX: u32 = i32::MAX as u32;
+/// Most bytes that one copy between files takes out of the outbox, where they cannot be shared.
+pub const COPY_BYTES_MAX: u64 = 4 << 20;
 /// Largest file size that a tree may state, in bytes: the kernel's signed 64-bit offset.
 pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 /// Longest chunk in bytes, before compression.
@@ -35,3 +43,20 @@ pub const WRITER_QUEUE_BYTES: usize = 16 << 20;
 pub const WRITER_BATCH_BYTES: usize = 48 << 20;
 /// Bytes of payloads after which the background writer commits.
 pub const WRITER_BATCH_PAYLOAD_BYTES: u64 = 128 << 20;
+/// Longest head of an outbox record in bytes: what it puts, apart from file data. It is held in
+/// memory when the outbox is replayed.
+pub const OUTBOX_HEAD_BYTES_MAX: usize = 1 << 20;
+/// Longest body of an outbox record in bytes: the file data of one write.
+pub const OUTBOX_BODY_BYTES_MAX: usize = 16 << 20;
+/// Bytes of an outbox from which on it is drained without delay.
+pub const OUTBOX_DRAIN_BYTES: u64 = 32 << 20;
+/// Bytes of an outbox from which on a change waits for a drain.
+pub const OUTBOX_BYTES_MAX: u64 = 256 << 20;
+/// Length in bytes at which an outbox segment is closed and the next one begun. Appending is as
+/// fast with 64 as with 256 MiB and slower with 16; a smaller segment is trimmed sooner.
+pub const OUTBOX_SEGMENT_BYTES_MAX: u64 = 64 << 20;
+/// Least bytes for which an outbox segment reserves room at a time.
+pub const OUTBOX_RESERVE_BYTES_MIN: u64 = 64 << 10;
+/// Most bytes for which an outbox segment reserves room beyond what a record needs. Reserving 1 MiB
+/// at a time costs no measurable time; 4 and 16 MiB cost no less and keep more from others.
+pub const OUTBOX_RESERVE_BYTES_MAX: u64 = 1 << 20;

@@ -1,9 +1,10 @@
-//! Where objects come from that the store does not hold yet.
+//! Where objects come from that the store does not hold yet, or has lost.
 
 use std::io::Read;
 
 use crate::error::Result;
-use crate::id::GitOid;
+use crate::id::{GitOid, TreeId};
+use crate::store::Store;
 
 /// The bytes of a blob from a repository.
 pub enum Blob {
@@ -14,7 +15,8 @@ pub enum Blob {
     Stream(Box<dyn Read + Send>),
 }
 
-/// A repository that can supply the blobs which trees of the store name by git object id.
+/// A commit of a repository that can supply what the directory objects made from it name, and those
+/// directory objects themselves.
 pub trait ObjectSource: Send + Sync {
     /// Reads blob `oid`. The bytes are the stored ones, without checkout conversion: a tree names
     /// a file that needs conversion by its content id, never by its object id alone.
@@ -30,4 +32,13 @@ pub trait ObjectSource: Send + Sync {
     /// # Errors
     /// As [`ObjectSource::blob`].
     fn converted(&self, oid: &GitOid, path: &[u8]) -> Result<Blob>;
+
+    /// Makes directory object `id` of the directory `path`, empty for the root, anew and stores it
+    /// in `store`, with every directory object below it that is damaged or gone too. What is intact
+    /// stays as it is. The caller holds no batch.
+    ///
+    /// # Errors
+    /// [`crate::Error::Source`] if the repository cannot tell what the directory holds,
+    /// [`crate::Error::Corrupt`] if it holds something else by now, or what writing meets.
+    fn rebuild_tree(&self, store: &Store, path: &[u8], id: TreeId) -> Result<()>;
 }

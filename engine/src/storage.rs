@@ -3,12 +3,16 @@
 //! What the traits promise is what POSIX promises and no more: bytes survive a crash of the machine
 //! once [`File::sync`] has returned, a name does once [`Storage::sync_dir`] of its directory has.
 
+use std::ffi::OsString;
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 /// An open file. All offsets are in bytes.
 pub trait File: Debug + Send + Sync {
@@ -43,6 +47,21 @@ pub trait File: Debug + Send + Sync {
     /// # Errors
     /// The operating system's; any part may then have been written.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Writes all of `slices`, one behind the other, at `offset`: in one system call, unless the
+    /// operating system takes less at a time. What is left in `slices` has no meaning.
+    ///
+    /// # Errors
+    /// The operating system's; any part may then have been written.
+    fn write_vectored_at(&self, offset: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()>;
+
+    /// Reserves room on the device for `len` bytes at `offset`, so that writing them cannot fail for
+    /// lack of it. The length of the file and its bytes stay as they are.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if the file system cannot do that, else the operating
+    /// system's; a part may then be reserved.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
 
     /// Cuts the file, or extends it with zeros.
     ///
@@ -83,6 +102,12 @@ pub trait Storage: Debug + Send + Sync {
     /// The operating system's.
     fn exists(&self, path: &Path) -> io::Result<bool>;
 
+    /// The names in a directory, in no particular order.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn list(&self, path: &Path) -> io::Result<Vec<OsString>>;
+
     /// Gives a file another name, replacing what has it.
     ///
     /// # Errors
@@ -121,6 +146,10 @@ impl Storage for Disk {
         path.try_exists()
     }
 
+    fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        fs::read_dir(path)?.map(|entry| Ok(entry?.file_name())).collect()
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
     }
@@ -150,6 +179,33 @@ impl File for fs::File {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.write_all_at(bytes, offset)
+    }
+
+    fn write_vectored_at(&self, mut offset: u64, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        // Drops what is empty from the front, so that nothing left to write means no slices left.
+        IoSlice::advance_slices(&mut slices, 0);
+        while !slices.is_empty() {
+            match rustix::io::pwritev(self, slices, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    IoSlice::advance_slices(&mut slices, written);
+                    offset += written as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        loop {
+            match rustix::fs::fallocate(self, FallocateFlags::KEEP_SIZE, offset, len) {
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP) => return Err(io::ErrorKind::Unsupported.into()),
+                done => return Ok(done?),
+            }
+        }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -190,8 +246,21 @@ pub(crate) fn conform(storage: &dyn Storage, dir: &Path) {
     file.set_len(5).unwrap();
     file.read_at(0, &mut all[..5]).unwrap();
     assert_eq!(&all[..5], b"\0\0\0a\0");
+    file.allocate(2, 100).unwrap();
+    assert_eq!(file.len().unwrap(), 5, "reserved room is not length");
+    let mut slices = [&b""[..], b"12", b"", b"345", b""].map(IoSlice::new);
+    file.write_vectored_at(4, &mut slices).unwrap();
+    file.write_vectored_at(1, &mut [IoSlice::new(b"")]).unwrap();
+    file.write_vectored_at(2, &mut []).unwrap();
+    let mut written = [0; 9];
+    file.read_at(0, &mut written).unwrap();
+    assert_eq!(&written, b"\0\0\0a12345");
+    file.set_len(5).unwrap();
     file.sync().unwrap();
     storage.sync_dir(&sub).unwrap();
+    assert_eq!(storage.list(&sub).unwrap(), ["file"]);
+    assert_eq!(storage.list(dir.join("a").as_path()).unwrap(), ["b"]);
+    assert_eq!(storage.list(&dir.join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
 
     let second = storage.open(&path, true).unwrap();
     assert_eq!(second.len().unwrap(), 5, "an existing file is not emptied");

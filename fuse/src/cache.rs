@@ -13,8 +13,8 @@ const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 const BRIEFLY: Duration = Duration::from_secs(1);
 
 macro_rules! levers {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// The levers, on unless switched off.
+    ($($(#[$doc:meta])* $name:ident = $on:literal,)*) => {
+        /// The levers.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct Levers {
             $($(#[$doc])* pub $name: bool,)*
@@ -51,7 +51,7 @@ macro_rules! levers {
 
         impl Default for Levers {
             fn default() -> Self {
-                Self { $($name: true,)* read_ahead_kib: 1024 }
+                Self { $($name: $on,)* read_ahead_kib: 1024 }
             }
         }
     };
@@ -59,38 +59,49 @@ macro_rules! levers {
 
 levers! {
     /// Entries and attributes live without expiry: a warm lookup or `stat` sends nothing.
-    lasting_entries,
+    lasting_entries = true,
     /// A name that is not there is remembered as well.
-    negative_entries,
+    negative_entries = true,
     /// OPEN is answered ENOSYS once and never sent again, nor is RELEASE; pages stay over opens.
-    no_open,
+    no_open = true,
     /// The same for OPENDIR and RELEASEDIR; listings stay in the page cache.
-    no_opendir,
+    no_opendir = true,
     /// The same for FLUSH, which each close sends otherwise.
-    no_flush,
-    /// The same for the extended attribute operations: a read-only worktree has none.
-    no_xattr,
-    /// The same for LSEEK: without holes the kernel finds data and holes from the size alone.
-    no_lseek,
+    no_flush = true,
+    /// CREATE is answered ENOSYS once: a file is made by MKNOD and opened without asking, which spares
+    /// the RELEASE of each file that was made. Needs `no_open`.
+    no_create = true,
+    /// On a read-only worktree the same for the extended attribute operations: it has none.
+    no_xattr = true,
+    /// On a read-only worktree the same for LSEEK: without holes the kernel finds data and holes from
+    /// the size alone.
+    no_lseek = true,
     /// Where OPEN is not refused, its reply keeps the file's pages.
-    keep_cache,
+    keep_cache = true,
     /// Where OPENDIR is not refused, its reply keeps the listing.
-    cache_listings,
+    cache_listings = true,
     /// Link targets stay in the page cache.
-    cache_symlinks,
+    cache_symlinks = true,
     /// Directories are listed with attributes, so that a listing spares a LOOKUP for each entry.
-    readdirplus,
+    readdirplus = true,
     /// Lookups and listings of one directory need not wait for each other.
-    parallel_dirops,
+    parallel_dirops = true,
     /// Pages go only when told to, not when a changed time is noticed.
-    explicit_invalidation,
+    explicit_invalidation = true,
     /// The kernel does not ask for `security.capability` before each write.
-    killpriv,
+    killpriv = true,
     /// The kernel checks permission bits itself instead of asking with ACCESS. Always on for a mount
     /// that other users may enter.
-    default_permissions,
+    default_permissions = true,
     /// [`crate::Mounted::warm`] fills the kernel's caches before they are asked.
-    prewarm,
+    prewarm = true,
+    /// The kernel keeps what is written and sends it when a file is closed and not used any more,
+    /// synced, or memory is short, instead of at once. Many small writes become few messages. What a
+    /// program was told to be written is then lost with the kernel, and so is known of a full store
+    /// only at the close or sync; size and times of a file are the kernel's to say until it has sent
+    /// them, so that nothing but the kernel may change a file that it knows; and each close asks for
+    /// the attributes anew. Off: nothing acknowledged is lost.
+    writeback_cache = false,
 }
 
 impl Levers {
@@ -105,14 +116,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_lever_is_on_by_default_and_switches_alone() {
-        let default = Levers::default();
-        assert!(default.positions().all(|(_, on)| on));
-        for name in LEVERS {
-            let mut levers = default.clone();
-            assert!(levers.switch(name, false));
-            let off: Vec<_> = levers.positions().filter(|(_, on)| !on).collect();
-            assert_eq!(off, [(*name, false)]);
+    fn every_lever_but_one_is_on_by_default_and_switches_alone() {
+        let default: Vec<_> = Levers::default().positions().collect();
+        for (name, on) in &default {
+            assert_eq!(*on, *name != "writeback_cache");
+            let mut levers = Levers::default();
+            assert!(levers.switch(name, !on));
+            let mut expected = default.clone();
+            expected.iter_mut().filter(|(other, _)| other == name).for_each(|(_, on)| *on = !*on);
+            assert_eq!(levers.positions().collect::<Vec<_>>(), expected);
         }
         assert!(!Levers::default().switch("no_such_lever", true));
         assert!(Levers::none().positions().all(|(_, on)| !on));

@@ -79,6 +79,7 @@ const MESSAGES: usize = Message::ALL.len();
 pub struct Counters {
     messages: [AtomicU64; MESSAGES],
     bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
     entries_listed: AtomicU64,
     files_pushed: AtomicU64,
     bytes_pushed: AtomicU64,
@@ -91,6 +92,7 @@ impl Default for Counters {
         Self {
             messages: [const { AtomicU64::new(0) }; MESSAGES],
             bytes_read: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(0),
             entries_listed: AtomicU64::new(0),
             files_pushed: AtomicU64::new(0),
             bytes_pushed: AtomicU64::new(0),
@@ -113,11 +115,12 @@ impl Counters {
         Message::ALL.iter().filter(|kind| !own.contains(kind)).map(|kind| self.of(*kind)).sum()
     }
 
-    /// Every count with its name: the messages, then the bytes that READ returned, the entries
-    /// listed, what was pushed into the page cache unasked, and the operations that failed.
+    /// Every count with its name: the messages, then the bytes that READ returned and that WRITE and
+    /// COPY_FILE_RANGE put into files, the entries listed, what was pushed into the page cache unasked, and the operations that failed.
     pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
         let others = [
             ("bytes_read", &self.bytes_read),
+            ("bytes_written", &self.bytes_written),
             ("entries_listed", &self.entries_listed),
             ("files_pushed", &self.files_pushed),
             ("bytes_pushed", &self.bytes_pushed),
@@ -135,6 +138,10 @@ impl Counters {
 
     pub(crate) fn read(&self, bytes: usize) {
         add(&self.bytes_read, bytes as u64);
+    }
+
+    pub(crate) fn wrote(&self, bytes: u64) {
+        add(&self.bytes_written, bytes);
     }
 
     pub(crate) fn listed(&self, entries: u64) {

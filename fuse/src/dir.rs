@@ -12,8 +12,8 @@ use agentfs_engine::Ino;
 use fuser::{Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use crate::attr;
-use crate::kernel;
 use crate::ops::Ops;
+use crate::reply;
 
 /// Answers READDIR: names, numbers and types.
 pub(crate) fn names(ops: &Ops, ino: Ino, cookie: u64, mut reply: ReplyDirectory) {
@@ -23,7 +23,7 @@ pub(crate) fn names(ops: &Ops, ino: Ino, cookie: u64, mut reply: ReplyDirectory)
     });
     match result {
         Ok(()) => reply.ok(),
-        Err(errno) => reply.error(kernel::errno(errno)),
+        Err(errno) => reply.error(reply::errno(errno)),
     }
 }
 
@@ -40,6 +40,6 @@ pub(crate) fn entries(ops: &Ops, ino: Ino, cookie: u64, mut reply: ReplyDirector
     });
     match result {
         Ok(()) => reply.ok(),
-        Err(errno) => reply.error(kernel::errno(errno)),
+        Err(errno) => reply.error(reply::errno(errno)),
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-use agentfs_engine::Error;
+use agentfs_engine::{Denial, Error};
 use rustix::io::Errno;
 use tracing::error;
 
@@ -24,6 +24,19 @@ pub(crate) fn errno_of(error: &Error) -> Errno {
         Error::IsDirectory(_) => Errno::ISDIR,
         Error::WrongKind(_) => Errno::INVAL,
         Error::ReadOnly => Errno::ROFS,
+        Error::Denied(_, denial) => match denial {
+            Denial::NoEntry => Errno::NOENT,
+            Denial::Exists => Errno::EXIST,
+            Denial::NotEmpty => Errno::NOTEMPTY,
+            Denial::NameTooLong => Errno::NAMETOOLONG,
+            Denial::NotPermitted => Errno::PERM,
+            Denial::Invalid => Errno::INVAL,
+            Denial::TooManyLinks => Errno::MLINK,
+            Denial::TooLarge => Errno::FBIG,
+            Denial::NoAttribute => Errno::NODATA,
+            Denial::AttributeTooLarge => Errno::TOOBIG,
+            Denial::NoSpaceForAttribute => Errno::NOSPC,
+        },
         Error::NoSuch { .. } => Errno::NOENT,
         Error::Exists { .. } => Errno::EXIST,
         Error::TooLarge { .. } => Errno::FBIG,

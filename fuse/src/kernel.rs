@@ -6,10 +6,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use agentfs_engine::Ino;
-use agentfs_engine::worktree::NodeKind;
+use agentfs_engine::worktree::{Caller, NodeKind, SetAttributes, SetTime};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
@@ -17,13 +17,13 @@ use fuser::{
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use rustix::io::Errno;
 
 use crate::attr;
 use crate::counters::Message;
 use crate::dir;
 use crate::ops::{Found, Ops};
 use crate::probe::KernelFuse;
+use crate::reply;
 
 /// Largest READ or WRITE, and the kernel's own default limit of 256 pages.
 pub(crate) const MESSAGE_BYTES_MAX: u32 = 1 << 20;
@@ -41,15 +41,15 @@ pub(crate) struct Kernel {
     agreed: Arc<OnceLock<KernelFuse>>,
 }
 
-/// Our errno as fuser's.
-pub(crate) fn errno(errno: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(errno.raw_os_error())
-}
-
 impl Kernel {
     /// `agreed` is set when the kernel has introduced itself.
     pub(crate) fn new(ops: Arc<Ops>, agreed: Arc<OnceLock<KernelFuse>>) -> Self {
         Self { ops, agreed }
+    }
+
+    /// How long a reply may be relied on.
+    fn ttl(&self) -> Duration {
+        self.ops.levers().ttl()
     }
 
     /// Capabilities that the levers ask for.
@@ -61,6 +61,7 @@ impl Kernel {
             (levers.cache_symlinks, InitFlags::FUSE_CACHE_SYMLINKS),
             (levers.explicit_invalidation, InitFlags::FUSE_EXPLICIT_INVAL_DATA),
             (levers.killpriv, InitFlags::FUSE_HANDLE_KILLPRIV_V2),
+            (levers.writeback_cache, InitFlags::FUSE_WRITEBACK_CACHE),
         ]
         .into_iter()
         .filter_map(|(on, flag)| on.then_some(flag))
@@ -71,12 +72,15 @@ fn ino(number: INodeNo) -> Ino {
     Ino(number.0)
 }
 
-fn open_reply(result: Result<bool, Errno>, keep: FopenFlags, reply: ReplyOpen) {
-    match result {
-        Ok(kept) => {
-            reply.opened(FileHandle(0), if kept { keep } else { FopenFlags::empty() });
-        }
-        Err(refusal) => reply.error(errno(refusal)),
+/// On whose behalf the kernel asks.
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid() }
+}
+
+fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(time) => SetTime::At(attr::told_time(time)),
     }
 }
 
@@ -104,47 +108,37 @@ impl Filesystem for Kernel {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let ttl = self.ops.levers().ttl();
-        match self.ops.lookup(ino(parent), name.as_bytes()) {
-            Ok(Found::Entry(attributes)) => {
-                reply.entry(&ttl, &attr::file_attr(&attributes), Generation(0));
-            }
+        let found = match self.ops.lookup(ino(parent), name.as_bytes()) {
+            Ok(Found::Entry(attributes)) => Ok(attributes),
             // Inode 0 is how an entry says that there is none.
             Ok(Found::Nothing) => {
-                reply.entry(&ttl, &attr::nameless(Ino(0), NodeKind::File), Generation(0));
+                let nothing = attr::nameless(Ino(0), NodeKind::File);
+                return reply.entry(&self.ttl(), &nothing, Generation(0));
             }
-            Err(refusal) => reply.error(errno(refusal)),
-        }
+            Err(refusal) => Err(refusal),
+        };
+        reply::entry(found, self.ttl(), reply);
     }
 
-    // Inode numbers need no table, so there is nothing to forget.
-    fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {
-        self.ops.done(Message::Forget);
+    fn forget(&self, _req: &Request, number: INodeNo, references: u64) {
+        self.ops.forget(ino(number), references);
     }
 
     fn getattr(&self, _req: &Request, number: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.ops.attributes(ino(number)) {
-            Ok(attributes) => {
-                reply.attr(&self.ops.levers().ttl(), &attr::file_attr(&attributes));
-            }
-            Err(refusal) => reply.error(errno(refusal)),
-        }
+        reply::attr(self.ops.attributes(ino(number)), self.ttl(), reply);
     }
 
     fn readlink(&self, _req: &Request, number: INodeNo, reply: ReplyData) {
-        match self.ops.read_link(ino(number)) {
-            Ok(target) => reply.data(&target),
-            Err(refusal) => reply.error(errno(refusal)),
-        }
+        reply::data(self.ops.read_link(ino(number)), reply);
     }
 
     fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        open_reply(self.ops.open(), FopenFlags::FOPEN_KEEP_CACHE, reply);
+        reply::opened(self.ops.open(), FopenFlags::FOPEN_KEEP_CACHE, reply);
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let keep = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-        open_reply(self.ops.open_directory(), keep, reply);
+        reply::opened(self.ops.open_directory(), keep, reply);
     }
 
     fn read(
@@ -169,7 +163,7 @@ impl Filesystem for Kernel {
             }
             match self.ops.read(ino(number), offset, &mut buffer[..size]) {
                 Ok(len) => reply.data(&buffer[..len]),
-                Err(refusal) => reply.error(errno(refusal)),
+                Err(refusal) => reply.error(reply::errno(refusal)),
             }
         });
     }
@@ -201,7 +195,7 @@ impl Filesystem for Kernel {
                 fs.name_max,
                 fs.block_size,
             ),
-            Err(refusal) => reply.error(errno(refusal)),
+            Err(refusal) => reply.error(reply::errno(refusal)),
         }
     }
 
@@ -216,7 +210,7 @@ impl Filesystem for Kernel {
     ) {
         match self.ops.seek(ino(number), offset, whence) {
             Ok(position) => reply.offset(position),
-            Err(refusal) => reply.error(errno(refusal)),
+            Err(refusal) => reply.error(reply::errno(refusal)),
         }
     }
 
@@ -228,10 +222,7 @@ impl Filesystem for Kernel {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        match self.ops.flush() {
-            Ok(()) => reply.ok(),
-            Err(refusal) => reply.error(errno(refusal)),
-        }
+        reply::empty(self.ops.flush(), reply);
     }
 
     fn release(
@@ -260,18 +251,16 @@ impl Filesystem for Kernel {
         reply.ok();
     }
 
-    fn fsync(&self, _r: &Request, _i: INodeNo, _fh: FileHandle, _data: bool, reply: ReplyEmpty) {
-        self.ops.done(Message::Fsync);
-        reply.ok();
+    fn fsync(&self, _r: &Request, n: INodeNo, _fh: FileHandle, _data: bool, reply: ReplyEmpty) {
+        reply::empty(self.ops.sync(Message::Fsync, ino(n)), reply);
     }
 
-    fn fsyncdir(&self, _r: &Request, _i: INodeNo, _fh: FileHandle, _data: bool, reply: ReplyEmpty) {
-        self.ops.done(Message::Fsyncdir);
-        reply.ok();
+    fn fsyncdir(&self, _r: &Request, n: INodeNo, _fh: FileHandle, _data: bool, reply: ReplyEmpty) {
+        reply::empty(self.ops.sync(Message::Fsyncdir, ino(n)), reply);
     }
 
     fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        reply.error(errno(self.ops.unsupported(Message::Access)));
+        reply.error(reply::errno(self.ops.unsupported(Message::Access)));
     }
 
     fn ioctl(
@@ -285,7 +274,7 @@ impl Filesystem for Kernel {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(errno(self.ops.ioctl()));
+        reply.error(reply::errno(self.ops.ioctl()));
     }
 
     fn poll(
@@ -298,11 +287,11 @@ impl Filesystem for Kernel {
         _flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        reply.error(errno(self.ops.unsupported(Message::Poll)));
+        reply.error(reply::errno(self.ops.unsupported(Message::Poll)));
     }
 
     fn bmap(&self, _req: &Request, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: ReplyBmap) {
-        reply.error(errno(self.ops.unsupported(Message::Bmap)));
+        reply.error(reply::errno(self.ops.unsupported(Message::Bmap)));
     }
 
     fn getlk(
@@ -317,7 +306,7 @@ impl Filesystem for Kernel {
         _pid: u32,
         reply: ReplyLock,
     ) {
-        reply.error(errno(self.ops.unsupported(Message::Getlk)));
+        reply.error(reply::errno(self.ops.unsupported(Message::Getlk)));
     }
 
     fn setlk(
@@ -333,44 +322,44 @@ impl Filesystem for Kernel {
         _sleep: bool,
         reply: ReplyEmpty,
     ) {
-        reply.error(errno(self.ops.unsupported(Message::Setlk)));
+        reply.error(reply::errno(self.ops.unsupported(Message::Setlk)));
     }
 
-    fn getxattr(&self, _r: &Request, _i: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(errno(self.ops.no_xattr(Message::Getxattr)));
+    fn getxattr(&self, _r: &Request, n: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        reply::xattr(self.ops.xattr(ino(n), name.as_bytes(), size), reply);
     }
 
-    fn listxattr(&self, _req: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(errno(self.ops.no_xattr(Message::Listxattr)));
+    fn listxattr(&self, req: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        reply::xattr(self.ops.xattr_names(caller(req), ino(number), size), reply);
     }
 
     fn setxattr(
         &self,
         _req: &Request,
-        _ino: INodeNo,
-        _name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
+        number: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply.error(errno(self.ops.no_xattr(Message::Setxattr)));
+        reply::empty(self.ops.set_xattr(ino(number), name.as_bytes(), value, flags), reply);
     }
 
-    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(errno(self.ops.no_xattr(Message::Removexattr)));
+    fn removexattr(&self, _req: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply::empty(self.ops.remove_xattr(ino(number), name.as_bytes()), reply);
     }
 
     fn setattr(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _mode: Option<u32>,
-        _uid: Option<u32>,
-        _gid: Option<u32>,
-        _size: Option<u64>,
-        _atime: Option<TimeOrNow>,
-        _mtime: Option<TimeOrNow>,
+        req: &Request,
+        number: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
@@ -379,117 +368,145 @@ impl Filesystem for Kernel {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        reply.error(errno(self.ops.read_only(Message::Setattr)));
+        let set = SetAttributes {
+            permissions: mode.map(|mode| (mode & 0o7777) as u16),
+            uid,
+            gid,
+            size,
+            accessed: atime.map(set_time),
+            modified: mtime.map(set_time),
+        };
+        let result = self.ops.set_attributes(caller(req), ino(number), &set);
+        reply::attr(result, self.ttl(), reply);
     }
 
     fn mknod(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
         _umask: u32,
-        _rdev: u32,
+        device: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(errno(self.ops.read_only(Message::Mknod)));
+        let name = name.as_bytes();
+        let made = self.ops.make_node(caller(req), ino(parent), name, mode, device);
+        reply::entry(made, self.ttl(), reply);
     }
 
     fn mkdir(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(errno(self.ops.read_only(Message::Mkdir)));
+        let made = self.ops.make_directory(caller(req), ino(parent), name.as_bytes(), mode);
+        reply::entry(made, self.ttl(), reply);
     }
 
     fn create(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
         _umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(errno(self.ops.read_only(Message::Create)));
+        let made = self.ops.create(caller(req), ino(parent), name.as_bytes(), mode);
+        reply::created(made, self.ttl(), reply);
     }
 
-    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(errno(self.ops.read_only(Message::Unlink)));
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply::empty(self.ops.unlink(ino(parent), name.as_bytes()), reply);
     }
 
-    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(errno(self.ops.read_only(Message::Rmdir)));
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply::empty(self.ops.remove_directory(ino(parent), name.as_bytes()), reply);
     }
 
-    fn symlink(&self, _r: &Request, _i: INodeNo, _name: &OsStr, _to: &Path, reply: ReplyEntry) {
-        reply.error(errno(self.ops.read_only(Message::Symlink)));
+    fn symlink(&self, req: &Request, dir: INodeNo, name: &OsStr, to: &Path, reply: ReplyEntry) {
+        let target = to.as_os_str().as_bytes();
+        let made = self.ops.make_link(caller(req), ino(dir), name.as_bytes(), target);
+        reply::entry(made, self.ttl(), reply);
     }
 
     fn rename(
         &self,
         _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _newparent: INodeNo,
-        _newname: &OsStr,
-        _flags: RenameFlags,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(errno(self.ops.read_only(Message::Rename)));
+        let (name, new_name) = (name.as_bytes(), new_name.as_bytes());
+        let (parent, new_parent) = (ino(parent), ino(new_parent));
+        reply::empty(self.ops.rename(parent, name, new_parent, new_name, flags.bits()), reply);
     }
 
-    fn link(&self, _r: &Request, _i: INodeNo, _dir: INodeNo, _name: &OsStr, reply: ReplyEntry) {
-        reply.error(errno(self.ops.read_only(Message::Link)));
+    fn link(&self, _r: &Request, number: INodeNo, dir: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let made = self.ops.link(ino(number), ino(dir), name.as_bytes());
+        reply::entry(made, self.ttl(), reply);
     }
 
     fn write(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        number: INodeNo,
         _fh: FileHandle,
-        _offset: u64,
-        _data: &[u8],
-        _write_flags: WriteFlags,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply.error(errno(self.ops.read_only(Message::Write)));
+        let kill_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match self.ops.write(ino(number), offset, data, kill_set_id) {
+            // The kernel counts in 32 bits as well.
+            Ok(()) => reply.written(data.len() as u32),
+            Err(refusal) => reply.error(reply::errno(refusal)),
+        }
     }
 
     fn fallocate(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        number: INodeNo,
         _fh: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(errno(self.ops.read_only(Message::Fallocate)));
+        let result = self.ops.allocate(caller(req), ino(number), mode, offset, length);
+        reply::empty(result, reply);
     }
 
     fn copy_file_range(
         &self,
-        _req: &Request,
-        _ino_in: INodeNo,
+        req: &Request,
+        from: INodeNo,
         _fh_in: FileHandle,
-        _offset_in: u64,
-        _ino_out: INodeNo,
+        offset_in: u64,
+        to: INodeNo,
         _fh_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
+        offset_out: u64,
+        len: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(errno(self.ops.read_only(Message::CopyFileRange)));
+        let (from, to) = ((ino(from), offset_in), (ino(to), offset_out));
+        match self.ops.copy_range(caller(req), from, to, len) {
+            Ok(copied) => reply.written(copied),
+            Err(refusal) => reply.error(reply::errno(refusal)),
+        }
     }
 }

@@ -64,7 +64,7 @@ pub fn mount(worktree: Arc<Worktree>, dir: &Path, options: &MountOptions) -> Res
     let agreed = Arc::new(OnceLock::new());
     let kernel = Kernel::new(Arc::clone(&ops), Arc::clone(&agreed));
     let started = Session::from_fd(kernel, device, SessionACL::All, session_config(options))
-        .and_then(serve)
+        .and_then(|session| serve(session, Arc::clone(&ops)))
         .map_err(|source| Error::Session { dir: dir.clone(), source })
         .and_then(|link| Ok((link, mountinfo::place(&dir)?)));
     let (link, place) = match started {
@@ -90,7 +90,7 @@ fn session_config(options: &MountOptions) -> Config {
 }
 
 /// Starts the threads of a session, with one that waits for them.
-fn serve(session: Session<Kernel>) -> std::io::Result<Arc<Link>> {
+fn serve(session: Session<Kernel>, ops: Arc<Ops>) -> std::io::Result<Arc<Link>> {
     let link = Arc::new(Link {
         walking: Mutex::new(()),
         stop: Stop::default(),
@@ -102,6 +102,7 @@ fn serve(session: Session<Kernel>) -> std::io::Result<Arc<Link>> {
         if let Err(failure) = session.run() {
             error!("a FUSE session ended: {failure}");
         }
+        ops.forget_all();
         *lock(&shared.state) = State::Ended;
         shared.ended.notify_all();
     })?;
@@ -132,6 +133,12 @@ impl Mounted {
     /// The counts themselves.
     pub fn counts(&self) -> &Counters {
         self.ops.counters()
+    }
+
+    /// What serves it.
+    #[cfg(test)]
+    pub(crate) fn ops(&self) -> &Ops {
+        &self.ops
     }
 
     /// Whether the session is served: false once it was unmounted, by whomever, and its last user

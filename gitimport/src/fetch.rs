@@ -48,7 +48,8 @@ enum Source {
 }
 
 /// Clones `source`, a path or a URL as `git clone` takes it, to the bare repository `into`. It
-/// appears when it is complete, and is durable if it came through a transport: see [`sync`]. What killed calls left beside it is removed.
+/// appears when it is complete, and is durable if it came through a transport: see [`sync`]. What
+/// killed calls left beside it is removed.
 ///
 /// # Errors
 /// [`Error::Exists`] if there is something at `into`, [`Error::NotARepository`],
@@ -93,14 +94,17 @@ pub fn clone_bare(
     if incoming.publish(&repository, into)? { Ok(()) } else { Err(exists()) }
 }
 
-/// Makes a clone survive a power failure. What came through a transport does already. A clone of a
-/// path is made of links to files that are as durable as its source; only what is written beside
-/// them is at stake, and syncing that takes longer than the clone, so it can be done later.
+/// Makes a clone in its place survive a crash of the machine, with the git directories of its
+/// worktrees; returns how many files and directories were synced. What came through a transport is
+/// durable but for its place. A clone of a path is made of links to files that are as durable as its
+/// source; only what is written beside them is at stake, and syncing that takes longer than the
+/// clone, so it is done later.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn sync(repository: &Path) -> Result<()> {
-    files::sync_tree(repository)
+pub fn sync(repository: &Path) -> Result<u64> {
+    let synced = files::sync_tree(repository)?;
+    Ok(synced + repository.parent().map_or(Ok(0), files::sync)?)
 }
 
 /// A path that leads to a repository is one, even if it looks like a URL, as git has it.

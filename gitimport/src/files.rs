@@ -19,23 +19,56 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
     written.map_err(|source| Error::io("write", path, source))
 }
 
-/// Makes everything below `dir` durable. Files with other links are not written by us: their bytes are as durable as they were.
-pub(crate) fn sync_tree(dir: &Path) -> Result<()> {
+/// Makes `dir` and everything below it durable; returns how many files and directories that were.
+/// Files with other links are not written by us: their bytes are as durable as they were. What
+/// others remove meanwhile needs no syncing.
+pub(crate) fn sync_tree(dir: &Path) -> Result<u64> {
     let list = |source| Error::io("list", dir, source);
+    let mut synced = 0;
     for entry in std::fs::read_dir(dir).map_err(list)? {
         let entry = entry.map_err(list)?;
         let path = entry.path();
-        let metadata = entry.metadata().map_err(|source| Error::io("look at", &path, source))?;
-        if metadata.is_dir() {
-            sync_tree(&path)?;
-        } else if metadata.is_file() && metadata.nlink() == 1 {
-            sync(&path)?;
-        }
+        let look = entry.metadata().map_err(|source| Error::io("look at", &path, source));
+        synced += unless_gone(look.and_then(|metadata| match metadata {
+            metadata if metadata.is_dir() => sync_tree(&path),
+            metadata if metadata.is_file() && metadata.nlink() == 1 => sync(&path),
+            _ => Ok(0),
+        }))?;
     }
-    sync(dir)
+    Ok(synced + sync(dir)?)
 }
 
-fn sync(path: &Path) -> Result<()> {
+/// Makes one file durable, or the names in a directory; returns 1.
+pub(crate) fn sync(path: &Path) -> Result<u64> {
     let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
-    file.sync_data().map_err(|source| Error::io("sync", path, source))
+    file.sync_data().map_err(|source| Error::io("sync", path, source))?;
+    Ok(1)
+}
+
+/// The result of syncing something, 0 if it is gone.
+pub(crate) fn unless_gone(synced: Result<u64>) -> Result<u64> {
+    match synced {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(0),
+        synced => synced,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_ours_is_synced_and_what_is_gone_is_not_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        write(&root.join("a/b/file"), b"ours").unwrap();
+        write(&dir.path().join("other"), b"theirs").unwrap();
+        std::fs::hard_link(dir.path().join("other"), root.join("link")).unwrap();
+        std::os::unix::fs::symlink("nowhere", root.join("dangling")).unwrap();
+        // The file and the three directories above it.
+        assert_eq!(sync_tree(&root).unwrap(), 4);
+        let gone = sync_tree(&root.join("gone"));
+        assert!(gone.is_err());
+        assert_eq!(unless_gone(gone).unwrap(), 0);
+    }
 }

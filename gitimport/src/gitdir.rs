@@ -92,9 +92,7 @@ impl NewGitDir<'_> {
         };
         files::write(&dir.join("HEAD"), head.as_bytes())?;
         files::write(&dir.join("commondir"), b"../..\n")?;
-        let mut back = self.worktree.join(".git").into_os_string().into_vec();
-        back.push(b'\n');
-        files::write(&dir.join("gitdir"), &back)?;
+        files::write(&dir.join("gitdir"), &back_link(self.worktree))?;
         files::write(&dir.join("locked"), format!("{LOCK_REASON}\n").as_bytes())?;
         if let Some(commit) = &commit {
             let repository = open(self.common_dir)?;
@@ -106,12 +104,27 @@ impl NewGitDir<'_> {
     }
 }
 
+/// What leads from the git directory to the `.git` file of its worktree.
+fn back_link(worktree: &Path) -> Vec<u8> {
+    let mut back = worktree.join(".git").into_os_string().into_vec();
+    back.push(b'\n');
+    back
+}
+
 /// The content of the `.git` file in the root of the worktree whose git directory is `git_dir`.
 pub fn git_file(git_dir: &Path) -> Vec<u8> {
     let mut content = b"gitdir: ".to_vec();
     content.extend_from_slice(git_dir.as_os_str().as_bytes());
     content.push(b'\n');
     content
+}
+
+/// States that the worktree whose git directory is `git_dir` is at `worktree` now.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn relocate(git_dir: &Path, worktree: &Path) -> Result<()> {
+    files::write(&git_dir.join("gitdir"), &back_link(worktree))
 }
 
 /// Removes the git directory of a worktree. It is fine if it is gone already.
@@ -139,6 +152,20 @@ pub fn remove(git_dir: &Path) -> Result<()> {
     // As git does; it stays if another worktree is in it.
     let _ = std::fs::remove_dir(parent);
     Ok(())
+}
+
+/// Makes the git directory of a worktree survive a crash of the machine; returns how many files and
+/// directories were synced, none if it is gone.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn sync(git_dir: &Path) -> Result<u64> {
+    let mut synced = files::unless_gone(files::sync_tree(git_dir))?;
+    // Its name, and that of `worktrees`.
+    for above in git_dir.ancestors().skip(1).take(2) {
+        synced += files::unless_gone(files::sync(above))?;
+    }
+    Ok(synced)
 }
 
 fn not_a_worktree(git_dir: &Path) -> Error {

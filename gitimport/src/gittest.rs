@@ -92,7 +92,7 @@ pub(crate) fn base_of(store_dir: &Path, repository: &Path, tree: &str) -> (Arc<B
     let mut batch = store.batch().unwrap();
     let root = put_tree(&mut batch, &tree);
     batch.commit().unwrap();
-    (Base::open(store, root.id).unwrap(), from_gix(&tree.id).unwrap())
+    (Base::open(store, None, root.id).unwrap(), from_gix(&tree.id).unwrap())
 }
 
 fn put_tree(batch: &mut Batch<'_>, tree: &gix::Tree<'_>) -> Subtree {

@@ -1,16 +1,18 @@
-//! Blobs for the store that reads need before they are ingested.
+//! What the store needs from the repository besides an import: blobs that are read before they are
+//! ingested, and what was damaged.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentfs_engine::source::{Blob, ObjectSource};
+use agentfs_engine::store::Store;
 use agentfs_engine::tree::EntryKind;
-use agentfs_engine::{Error as EngineError, GitOid, Result as EngineResult};
+use agentfs_engine::{Error as EngineError, GitOid, Result as EngineResult, TreeId};
 
 use crate::attributes;
-use crate::convert::Plan;
+use crate::convert::{Plan, Scope};
 use crate::error::{Error, Result};
-use crate::lane::Lane;
+use crate::lane::{Lane, Turn};
 use crate::limits::{
     CONVERTED_BYTES_MAX, TREE_OBJECT_BYTES_MAX, WHOLE_OBJECT_BYTES_MAX, WORKERS_MAX,
 };
@@ -18,6 +20,7 @@ use crate::object::Kind;
 use crate::odb::Reader;
 use crate::repository::Repository;
 use crate::tree::{GitTree, TreeFault};
+use crate::walk::{self, Directory};
 
 /// A repository that is opened when it is first needed. All worktrees of it share one.
 pub struct LazyRepository {
@@ -74,7 +77,7 @@ impl LazyRepository {
     }
 }
 
-/// Supplies the blobs of one commit of a repository.
+/// Supplies the blobs and directories of one commit of a repository.
 pub struct Source {
     repository: Arc<LazyRepository>,
     tree: GitOid,
@@ -97,40 +100,68 @@ impl Source {
         }
     }
 
+    /// Follows the names in `path` from the root to a directory.
+    fn directory<'l>(
+        &'l self,
+        reader: &mut Reader,
+        turn: &mut Option<Turn<'l>>,
+        path: &[u8],
+    ) -> Result<Directory> {
+        let outer = Plan::new(&*self.repository.get()?)?.root();
+        let mut directory = Directory { oid: self.tree, outer, name: Box::default() };
+        for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
+            let (tree, scope) = self.enter(reader, turn, &directory)?;
+            let found = tree
+                .find(name)
+                .filter(|entry| entry.kind == EntryKind::Directory)
+                .ok_or_else(|| Error::corrupt(&directory.oid, "it has no such directory"))?;
+            directory = Directory { oid: found.oid, outer: scope, name: name.into() };
+        }
+        Ok(directory)
+    }
+
+    /// The entries of a directory, and what applies to them.
+    fn enter<'l>(
+        &'l self,
+        reader: &mut Reader,
+        turn: &mut Option<Turn<'l>>,
+        directory: &Directory,
+    ) -> Result<(GitTree, Scope)> {
+        let Directory { oid, outer, name } = directory;
+        let lane = &self.repository.lane;
+        let mut bytes = Vec::new();
+        lane.read(turn, reader, oid, Kind::Tree, TREE_OBJECT_BYTES_MAX, &mut bytes)?;
+        let tree = GitTree::parse(oid.kind(), bytes)
+            .map_err(|TreeFault { name, why }| Error::refused(&name, oid, why))?;
+        let attributes = attributes::read(lane, turn, reader, &tree)?;
+        let scope = outer.enter(name, attributes.as_deref())?;
+        Ok((tree, scope))
+    }
+
     /// Converts blob `oid` as a checkout of `path` does.
     fn convert(&self, reader: &mut Reader, oid: &GitOid, path: &[u8]) -> Result<Vec<u8>> {
-        let lane = &self.repository.lane;
-        let mut scope = Plan::new(&*self.repository.get()?)?.root();
-        let (directory, name) = match path.iter().rposition(|&byte| byte == b'/') {
+        let (above, name) = match path.iter().rposition(|&byte| byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&b""[..], path),
         };
-        let below_root = directory.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
-        let mut tree_oid = self.tree;
-        let mut bytes = Vec::new();
-        let mut names = std::iter::once(&b""[..]).chain(below_root).peekable();
         let mut turn = None;
-        while let Some(entered) = names.next() {
-            lane.read(&mut turn, reader, &tree_oid, Kind::Tree, TREE_OBJECT_BYTES_MAX, &mut bytes)?;
-            let tree = GitTree::parse(tree_oid.kind(), std::mem::take(&mut bytes))
-                .map_err(|TreeFault { name, why }| Error::refused(&name, &tree_oid, why))?;
-            let attributes = attributes::read(lane, &mut turn, reader, &tree)?;
-            scope = scope.enter(entered, attributes.as_deref())?;
-            if let Some(next) = names.peek() {
-                tree_oid = tree
-                    .find(next)
-                    .filter(|entry| entry.kind == EntryKind::Directory)
-                    .ok_or_else(|| Error::corrupt(&tree_oid, "it has no such directory"))?
-                    .oid;
-            }
-        }
+        let directory = self.directory(reader, &mut turn, above)?;
+        let (_, scope) = self.enter(reader, &mut turn, &directory)?;
         let (_, size) = reader.header(oid)?;
         if size > CONVERTED_BYTES_MAX {
             let what = format!("git object {oid}, which is to be converted,");
             return Err(Error::TooLarge { what, size, limit: CONVERTED_BYTES_MAX });
         }
-        lane.read_any_size(&mut turn, reader, oid, &mut bytes)?;
+        let mut bytes = Vec::new();
+        self.repository.lane.read_any_size(&mut turn, reader, oid, &mut bytes)?;
         Ok(scope.convert(name, oid, &bytes)?.unwrap_or(bytes))
+    }
+
+    fn rebuild(&self, store: &Store, path: &[u8], id: TreeId) -> Result<()> {
+        // The walk takes turns of its own.
+        let directory =
+            self.repository.with_reader(|reader| self.directory(reader, &mut None, path))?;
+        walk::rebuild_tree(store, &*self.repository.get()?, &directory, id)
     }
 }
 
@@ -145,6 +176,10 @@ impl ObjectSource for Source {
         self.repository
             .with_reader(|reader| self.convert(reader, oid, path).map(Blob::Whole))
             .map_err(|error| engine_error(oid, error.at(path)))
+    }
+
+    fn rebuild_tree(&self, store: &Store, path: &[u8], id: TreeId) -> EngineResult<()> {
+        self.rebuild(store, path, id).map_err(|error| engine_error(&self.tree, error.at(path)))
     }
 }
 
@@ -161,11 +196,13 @@ mod tests {
     use std::io::Read;
 
     use agentfs_engine::HashKind;
+    use agentfs_engine::progress::{Cancel, Silent};
 
     use super::*;
     use crate::forge::{Forge, noise};
     use crate::gittest::{Sandbox, commit, git};
     use crate::object::from_gix;
+    use crate::pipeline;
 
     fn bytes(blob: Blob) -> std::io::Result<Vec<u8>> {
         match blob {
@@ -226,5 +263,60 @@ mod tests {
         assert_eq!(at(b"a/b/file.txt").unwrap(), b"one\r\ntwo\r\n");
         assert_eq!(at(b"file.txt").unwrap(), b"one\ntwo\n");
         assert!(at(b"nowhere/file.txt").is_err());
+    }
+
+    /// Every directory below `id`, itself included, with its path.
+    fn directories(store: &Store, id: TreeId, path: &str, found: &mut Vec<(String, TreeId)>) {
+        found.push((path.to_owned(), id));
+        for entry in store.tree(id).unwrap().entries() {
+            if let Some(subtree) = entry.subtree {
+                let name = std::str::from_utf8(entry.name).unwrap();
+                directories(store, subtree.id, &format!("{path}/{name}"), found);
+            }
+        }
+    }
+
+    #[test]
+    fn every_directory_is_made_anew_as_the_import_made_it() {
+        let sandbox = Sandbox::new();
+        let path = sandbox.repository("repo");
+        commit(&path, "a/b/c/file.txt", b"one\ntwo\n");
+        commit(&path, "a/.gitattributes", b"*.txt text eol=crlf\n");
+        commit(&path, "a/b/.gitattributes", b"*.id ident\n");
+        commit(&path, "a/b/x.id", b"$Id$\n");
+        commit(&path, "b/c/file.txt", b"one\ntwo\n");
+        let repository = LazyRepository::new(&path.join(".git"));
+        let git = repository.get().unwrap();
+        let tree = git.resolve("HEAD").unwrap().tree;
+        let dir = tempfile::tempdir().unwrap();
+        let whole = Store::open(&dir.path().join("whole")).unwrap();
+        let plan = Plan::new(&git).unwrap();
+        let (progress, cancel) = (&Silent, &Cancel::default());
+        let imported = walk::import_tree(&whole, &git, &tree, &plan, progress, cancel).unwrap();
+        let mut all = Vec::new();
+        directories(&whole, imported.root.id, "", &mut all);
+        assert_eq!(all.len(), 6);
+        let source = Source::new(repository, tree);
+        for (number, (path, id)) in all.iter().enumerate() {
+            let path = path.trim_start_matches('/').as_bytes();
+            let lost = Store::open(&dir.path().join(number.to_string())).unwrap();
+            source.rebuild_tree(&lost, path, *id).unwrap();
+            assert_eq!(lost.tree(*id).unwrap().bytes(), whole.tree(*id).unwrap().bytes());
+            let mut below = Vec::new();
+            directories(&lost, *id, "", &mut below);
+            assert_eq!(lost.counters().trees_healed, below.len() as u64);
+            source.rebuild_tree(&lost, path, *id).unwrap();
+            assert_eq!(lost.counters().trees_healed, below.len() as u64, "what is whole stays");
+            let other = all[(number + 1) % all.len()].1;
+            let error = source.rebuild_tree(&lost, path, other).unwrap_err();
+            assert!(error.is_corruption(), "{error}");
+        }
+        let error = source.rebuild_tree(&whole, b"nowhere", imported.root.id).unwrap_err();
+        assert!(error.to_string().contains("no such directory"), "{error}");
+        // With the git map, no other directory is looked at.
+        pipeline::ingest(&whole, &git, imported.root.id, &imported.trees, progress, cancel)
+            .unwrap();
+        source.rebuild_tree(&whole, b"", imported.root.id).unwrap();
+        assert_eq!(whole.counters().trees_healed, 0);
     }
 }

@@ -20,16 +20,21 @@
 //! - Every command has a time limit, and so has the whole test ([`TestStore::with_limit`]). A test
 //!   that exceeds its limit has its daemon killed and its mounts detached, so that whatever it waits
 //!   for fails; one that still does not end is aborted.
+//! - [`TestStore::become_ordinary`] runs everything as a user who is not root.
+//! - [`Connection`] speaks to the daemon without the commands.
 //! - git runs without the user's configuration ([`git`]), and so does agentfs.
 //! - [`fixture::codex`] is a real repository, [`fixture::Builder`] makes small ones.
 
 pub mod binary;
+mod connection;
 pub mod fixture;
 pub mod mounts;
 mod store;
 pub mod tree;
+pub mod user;
 
 pub use binary::agentfs;
+pub use connection::Connection;
 pub use fixture::{git, git_command, git_fails};
 pub use mounts::fuse_available;
 pub use store::{Finished, TestStore};

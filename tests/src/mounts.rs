@@ -17,10 +17,7 @@ pub fn fuse_available() -> bool {
         Ok(_) if is_root() || installed("fusermount3") => return true,
         Ok(_) => "there is no fusermount3 for an ordinary user".to_owned(),
     };
-    assert!(
-        std::env::var_os("AGENTFS_REQUIRE_FUSE").is_none_or(|value| value != "1"),
-        "AGENTFS_REQUIRE_FUSE=1, but {why}"
-    );
+    assert!(!is_required(), "AGENTFS_REQUIRE_FUSE=1, but {why}");
     eprintln!("skipped: {why}");
     false
 }
@@ -46,7 +43,13 @@ pub struct Mount {
 
 /// The mounts at and below `dir`, the innermost first.
 pub fn below(dir: &Path) -> Vec<Mount> {
-    let text = std::fs::read("/proc/self/mountinfo").expect("mountinfo can be read");
+    below_as_seen_by("self", dir)
+}
+
+/// The same in the mount namespace of `process`, a number or `self`.
+pub(crate) fn below_as_seen_by(process: &str, dir: &Path) -> Vec<Mount> {
+    let mountinfo = format!("/proc/{process}/mountinfo");
+    let text = std::fs::read(mountinfo).expect("mountinfo can be read");
     let mut mounts: Vec<_> = text
         .split(|byte| *byte == b'\n')
         .filter_map(parse)
@@ -54,6 +57,24 @@ pub fn below(dir: &Path) -> Vec<Mount> {
         .collect();
     mounts.reverse();
     mounts
+}
+
+/// Whether `program` can be run. If not, the test must return at once: it has been skipped.
+///
+/// # Panics
+/// Instead of returning false if `AGENTFS_REQUIRE_FUSE` is 1.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+pub fn tool_available(program: &str) -> bool {
+    let there = installed(program);
+    assert!(there || !is_required(), "AGENTFS_REQUIRE_FUSE=1, but there is no {program}");
+    if !there {
+        eprintln!("skipped: there is no {program}");
+    }
+    there
+}
+
+fn is_required() -> bool {
+    std::env::var_os("AGENTFS_REQUIRE_FUSE").is_some_and(|value| value == "1")
 }
 
 /// Whether something is mounted exactly at `dir`.

@@ -1,6 +1,7 @@
 //! A store for one test, with everything that must end when the test does.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::binary::agentfs;
+use crate::user::OrdinaryUser;
 use crate::{fixture, mounts};
 
 /// How long a test may take.
@@ -26,6 +28,8 @@ const GRACE: Duration = Duration::from_secs(20);
 pub struct TestStore {
     dir: TempDir,
     home: PathBuf,
+    git_config: PathBuf,
+    user: Option<OrdinaryUser>,
     done: Arc<(Mutex<bool>, Condvar)>,
 }
 
@@ -78,7 +82,7 @@ impl TestStore {
         let home = root.join("store");
         let (watched, lock) = (Arc::clone(&done), home.join("daemon.lock"));
         thread::spawn(move || watch(&watched, limit, &root, &lock));
-        Self { dir, home, done }
+        Self { dir, home, git_config: "/dev/null".into(), user: None, done }
     }
 
     /// The store's directory.
@@ -89,6 +93,43 @@ impl TestStore {
     /// Moves the store to another directory below the temporary one.
     pub fn set_home(&mut self, home: PathBuf) {
         self.home = home;
+    }
+
+    /// Has agentfs and what [`TestStore::program`] runs use `path` as the user's git configuration.
+    pub fn set_git_config(&mut self, path: PathBuf) {
+        self.git_config = path;
+    }
+
+    /// Runs everything from now on as an ordinary user, and moves the store to the directory of that
+    /// user, `user`, which this returns. If the test itself does not run as root, it stays who it is.
+    ///
+    /// # Panics
+    /// If root cannot do that.
+    pub fn become_ordinary(&mut self) -> PathBuf {
+        let root = self.path("");
+        let home = if mounts::is_root() {
+            let user = OrdinaryUser::new(&root, agentfs());
+            self.user.insert(user).home().to_owned()
+        } else {
+            let home = root.join("user");
+            fs::create_dir(&home).expect("the directory can be written");
+            home
+        };
+        self.home = home.join("store");
+        home
+    }
+
+    /// The ordinary user that everything is run as, if it is not who runs the test.
+    pub fn user(&self) -> Option<&OrdinaryUser> {
+        self.user.as_ref()
+    }
+
+    /// What is mounted at and below `dir`, as those see it who use the store.
+    pub fn mounts_below(&self, dir: &Path) -> Vec<mounts::Mount> {
+        match &self.user {
+            Some(user) => user.mounts_below(dir),
+            None => mounts::below(dir),
+        }
     }
 
     /// A path in the temporary directory, outside the store.
@@ -103,10 +144,21 @@ impl TestStore {
 
     /// `agentfs` with `args` on this store.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(agentfs());
-        command.args(args).env("AGENTFS_HOME", &self.home).stdin(Stdio::null());
+        let own = self.user.as_ref().map(OrdinaryUser::program);
+        let mut command = self.program(own.unwrap_or_else(|| agentfs()));
+        command.args(args).env("AGENTFS_HOME", &self.home);
         command.env_remove("AGENTFS_LOG").env_remove("AGENTFS_LEVERS_OFF");
+        command
+    }
+
+    /// Another program, run by those who use the store.
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = match &self.user {
+            Some(user) => user.command(program),
+            None => Command::new(program),
+        };
         fixture::plain_environment(&mut command);
+        command.env("GIT_CONFIG_GLOBAL", &self.git_config).stdin(Stdio::null());
         command
     }
 
@@ -164,7 +216,7 @@ impl TestStore {
     /// people.
     ///
     /// # Panics
-    /// If it does not fail both times with exit code `code`, saying what is wrong.
+    /// If it does not fail both times with exit code `code` and one message that says what is wrong.
     pub fn fails(&self, code: i32, args: &[&str]) -> String {
         let json = self.run(&[args, &["--json"]].concat());
         assert_eq!(json.code, code, "agentfs {args:?} --json: {}{}", json.stdout, json.stderr);
@@ -173,7 +225,10 @@ impl TestStore {
         assert!(last["error"]["message"].is_string(), "agentfs {args:?} --json: {last}");
         let people = self.run(args);
         assert_eq!(people.code, code, "agentfs {args:?}: {}", people.stderr);
-        assert!(!people.stderr.is_empty(), "agentfs {args:?} does not say what is wrong");
+        let messages = people.stderr.lines().filter(|line| {
+            line.starts_with("agentfs: ") || (code == 2 && line.starts_with("error: "))
+        });
+        assert_eq!(messages.count(), 1, "agentfs {args:?} says: {}", people.stderr);
         people.stderr
     }
 

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use agentfs_tests::{TestStore, fixture, fuse_available, git, mounts};
+use agentfs_tests::{TestStore, fixture, fuse_available, git, mounts, tree};
 use rustix::process::{Signal, kill_process};
 
 fn source(store: &TestStore) -> fixture::Builder {
@@ -171,6 +171,135 @@ fn a_socket_of_another_user_is_refused() {
     std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
     let said = store.fails(7, &["ps"]);
     assert!(said.contains(&path.display().to_string()) && said.contains("65534"), "{said}");
+}
+
+/// What a process does that listens in the place of the daemon.
+#[derive(Clone, Copy, Debug)]
+enum Stranger {
+    /// It accepts and never answers.
+    Silent,
+    /// It accepts and closes at once.
+    HangsUp,
+    /// It answers what is no message.
+    Garbage,
+    /// It says what is no message, asked or not, and closes.
+    GarbageAndHangsUp,
+    /// It runs as another user.
+    OtherUser,
+}
+
+/// Ends the listening when it is dropped, also by a panic.
+struct Ends<'a>(&'a UnixListener);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        rustix::net::shutdown(self.0, rustix::net::Shutdown::Both).ok();
+    }
+}
+
+impl Stranger {
+    /// Listens on `path` as long as `with` runs.
+    fn listen(self, path: &Path, with: impl FnOnce()) {
+        let listener = UnixListener::bind(path).unwrap();
+        std::thread::scope(|scope| {
+            let listener = &listener;
+            if matches!(self, Self::OtherUser) {
+                // The kernel remembers who has asked to listen: a thread that has become another.
+                let other = Some(rustix::thread::Uid::from_raw(65534));
+                let listen = move || {
+                    rustix::thread::set_thread_res_uid(None, other, None).unwrap();
+                    rustix::net::listen(listener, 8).unwrap();
+                };
+                scope.spawn(listen).join().unwrap();
+            }
+            let _ends = Ends(listener);
+            scope.spawn(move || self.serve(listener));
+            with();
+        });
+    }
+
+    fn serve(self, listener: &UnixListener) {
+        let mut silent = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept() {
+            match self {
+                Self::Silent | Self::OtherUser => silent.push(stream),
+                Self::HangsUp => {}
+                Self::Garbage => {
+                    let asked = BufReader::new(&stream).read_line(&mut String::new());
+                    asked.and_then(|_| (&stream).write_all(b"garbage\n")).ok();
+                    silent.push(stream);
+                }
+                Self::GarbageAndHangsUp => {
+                    stream.write_all(b"garbage\n").ok();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_another_process_listens_on_is_no_daemon() {
+    use Stranger::{Garbage, GarbageAndHangsUp, HangsUp, OtherUser, Silent};
+    let mut strangers = vec![
+        (Silent, "does not answer"),
+        (HangsUp, "hangs up"),
+        (Garbage, "no daemon says"),
+        (GarbageAndHangsUp, "no daemon says"),
+    ];
+    if mounts::is_root() {
+        strangers.push((OtherUser, "belongs to user 65534"));
+    }
+    std::thread::scope(|scope| {
+        for (stranger, why) in strangers {
+            scope.spawn(move || refuse_stranger(stranger, why));
+        }
+    });
+}
+
+/// Every command leaves a socket on which `stranger` listens, and the store, as they are.
+fn refuse_stranger(stranger: Stranger, why: &str) {
+    let store = TestStore::new();
+    let source = source(&store).dir().display().to_string();
+    store.ok(&["clone", "--no-mount", "--wait", &source]);
+    store.ok(&["daemon", "stop"]);
+    let mut before = tree::read(store.home());
+    let socket = store.home().join("daemon.sock");
+    let new = store.path_text("new");
+    stranger.listen(&socket, || {
+        // A silent one costs each command its patience.
+        let commands: &[&[&str]] = match stranger {
+            Stranger::Silent => &[&["ps"]],
+            _ => &[
+                &["ps"],
+                &["daemon", "status"],
+                &["daemon", "stop"],
+                &["daemon", "start"],
+                &["clone", "--no-mount", &source],
+            ],
+        };
+        for args in commands {
+            let said = store.fails(7, args);
+            assert!(said.contains(why), "{stranger:?}: {args:?} says {said}");
+            assert!(said.contains(&socket.display().to_string()), "{said}");
+            assert!(said.contains("AGENTFS_HOME"), "{stranger:?}: {args:?} says {said}");
+            assert_eq!(said.matches("agentfs: ").count(), 1, "one message: {said}");
+        }
+        // This one is a daemon itself.
+        if fuse_available() {
+            let said = store.fails(7, &["mount", "--foreground", "source@main", &new]);
+            assert!(said.contains(&socket.display().to_string()), "{stranger:?}: {said}");
+            assert!(!Path::new(&new).exists());
+        }
+        assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok(), "the socket is left");
+    });
+    fs::remove_file(&socket).unwrap();
+    // In the lock, the one in the foreground has left its number.
+    let mut after = tree::read(store.home());
+    let lock = Path::new("daemon.lock");
+    assert_eq!(before.remove(lock).is_some(), after.remove(lock).is_some());
+    assert_eq!(before, after, "{stranger:?}");
+    assert_eq!(store.daemon(), None);
+    store.ok(&["ps"]);
 }
 
 #[test]

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use agentfs_tests::{TestStore, fixture, fuse_available, git, mounts};
+use agentfs_tests::{Connection, TestStore, fixture, fuse_available, git, mounts, tree};
+use serde_json::json;
 
 fn text(path: &Path) -> String {
     path.display().to_string()
@@ -123,15 +125,7 @@ fn a_store_that_cannot_be_written_is_told() {
     // Root may write everywhere but to a file system that is mounted read-only.
     let mut store = TestStore::new();
     let source = source(&store);
-    let medium = store.path("medium");
-    fs::create_dir(&medium).unwrap();
-    let mount = |options: &str, what: &str| {
-        let mut command = std::process::Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", options, what]).arg(&medium);
-        assert!(command.status().unwrap().success());
-    };
-    store.set_home(medium.join("store"));
-    mount("ro,size=1m", "none");
+    let medium = medium(&mut store, "ro,size=1m");
     let clone = ["clone", "--no-mount", &text(source.dir())];
     let said = store.fails(6, &clone);
     assert!(said.contains("read-only") || said.contains("Read-only"), "{said}");
@@ -139,13 +133,8 @@ fn a_store_that_cannot_be_written_is_told() {
     mounts::detach_all(&medium);
 }
 
-#[test]
-fn a_full_disk_is_told_and_the_store_works_when_there_is_room() {
-    if !fuse_available() || !mounts::is_root() {
-        return;
-    }
-    let mut store = TestStore::new();
-    let small = source(&store);
+/// A repository with three million bytes that cannot be compressed.
+fn noise(store: &TestStore) -> fixture::Builder {
     let large = fixture::Builder::new(&store.path("large"));
     let mut noise = Vec::new();
     let mut seed = 7_u64;
@@ -159,28 +148,83 @@ fn a_full_disk_is_told_and_the_store_works_when_there_is_room() {
         large.file(format!("part-{}", part.0), part.1);
     }
     large.commit("noise");
+    large
+}
+
+/// Mounts a file system in memory, or changes its size, and moves the store there.
+fn medium(store: &mut TestStore, options: &str) -> PathBuf {
     let medium = store.path("medium");
-    fs::create_dir(&medium).unwrap();
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=5m", "none"])
-        .arg(&medium)
-        .status();
-    assert!(mounted.unwrap().success());
+    let mounted = fs::create_dir(&medium).is_err();
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(&medium);
+    if mounted {
+        mount = std::process::Command::new("mount");
+        mount.args(["-o", &format!("remount,{options}")]).arg(&medium);
+    }
+    assert!(mount.status().unwrap().success());
     store.set_home(medium.join("store"));
+    medium
+}
+
+#[test]
+fn a_full_disk_is_told_and_the_store_works_when_there_is_room() {
+    if !fuse_available() || !mounts::is_root() {
+        return;
+    }
+    let mut store = TestStore::new();
+    let small = source(&store);
+    let large = noise(&store);
+    medium(&mut store, "size=5m");
     store.clone(small.dir(), "small");
+    let daemon = store.daemon();
     let said = store.fails(6, &["clone", "--wait", &text(large.dir()), &store.path_text("new")]);
     assert!(said.contains("No space left") && said.contains("hint:"), "{said}");
     assert!(!store.path("new").exists());
     let listed = store.json(&["ps"]);
     assert_eq!(listed["repositories"].as_array().unwrap().len(), 1, "{listed}");
     assert_eq!(fs::read_to_string(store.path("small/a")).unwrap(), "one");
-    let grown =
-        std::process::Command::new("mount").args(["-o", "remount,size=64m"]).arg(&medium).status();
-    assert!(grown.unwrap().success());
-    store.ok(&["daemon", "stop"]);
+    medium(&mut store, "size=64m");
     store.ok(&["clone", "--wait", &text(large.dir()), &store.path_text("new")]);
     assert_eq!(git(&store.path("new"), &["status", "--porcelain"]), "");
     store.ok(&["fsck"]);
+    assert_eq!(store.daemon(), daemon, "no other daemon was needed");
+}
+
+#[test]
+fn an_ingest_that_finds_the_disk_full_goes_on_when_there_is_room() {
+    if !fuse_available() || !mounts::is_root() {
+        return;
+    }
+    let mut store = TestStore::new();
+    let large = noise(&store);
+    let medium = medium(&mut store, "size=32m");
+    store.ok(&["daemon", "start"]);
+    let daemon = store.daemon();
+    // The ingest begins when the answer is confirmed: by then the disk is full.
+    let dir = store.path("worktree");
+    let mut client = Connection::new(&store);
+    let params = json!({"source": large.dir(), "mount": {"dir": dir}, "confirm": true});
+    client.call("clone", &params);
+    let mut filler = fs::File::create(medium.join("filler")).unwrap();
+    while filler.write_all(&[7; 1 << 16]).is_ok() {}
+    filler.set_len(filler.metadata().unwrap().len().saturating_sub(500_000)).unwrap();
+    drop(filler);
+    client.confirm();
+    let branch = || store.json(&["ps"])["repositories"][0]["branches"][0].clone();
+    store.wait_until("the disk is full", || branch()["failure"].is_string());
+    let why = branch()["failure"].as_str().unwrap().to_owned();
+    assert!(why.contains("No space left"), "{why}");
+    assert_eq!(branch()["ingested"], false);
+    // Everything can be read meanwhile, and checked.
+    let native = fs::read(large.dir().join("part-7")).unwrap();
+    assert!(fs::read(dir.join("part-7")).unwrap() == native);
+    assert_eq!(store.run(&["fsck"]).code, 0);
+    fs::remove_file(medium.join("filler")).unwrap();
+    store.wait_until("it goes on", || branch()["ingested"] == true);
+    assert!(branch()["failure"].is_null(), "{}", branch());
+    assert_eq!(store.daemon(), daemon, "no other daemon was needed");
+    store.ok(&["fsck"]);
+    tree::assert_same(large.dir(), &dir);
 }
 
 #[test]

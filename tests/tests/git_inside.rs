@@ -51,6 +51,9 @@ fn a_warm_pass_over_all_files_sends_no_message() {
         }
     };
     pass();
+    // Where a page or a listing had to be read, the kernel asks once for the time of the last access.
+    pass();
+    assert_eq!(git(&mounted, &["status", "--porcelain"]), "");
     let before = store.counters(&mounted);
     pass();
     assert_eq!(git(&mounted, &["status", "--porcelain"]), "");
@@ -136,14 +139,17 @@ fn git_behaves_as_in_a_plain_worktree() {
 }
 
 #[test]
-fn writing_is_refused_by_the_file_system() {
+fn writing_is_refused_where_asked() {
     if !fuse_available() {
         return;
     }
     let store = TestStore::new();
     let builder = Builder::new(&store.path("source"));
     builder.file("file", "x").commit("one");
-    let mounted = store.clone(builder.dir(), "mounted");
+    let source = builder.dir().display().to_string();
+    store.ok(&["clone", &source, "--no-mount"]);
+    store.ok(&["mount", "source", &store.path_text("mounted"), "--read-only"]);
+    let mounted = store.path("mounted");
     let refused = |result: std::io::Result<()>| {
         let error = result.expect_err("the worktree is read-only");
         assert_eq!(error.raw_os_error(), Some(30), "{error}");

@@ -62,7 +62,7 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
             let dir = destination::absolute(&dir)?;
             destination::check(&dir, layout.root())?;
             refuse_without_fuse("take it in without mounting it: add --no-mount")?;
-            Some(MountAt { dir: WirePath(dir), read_only: true, allow_other: args.allow_other })
+            Some(MountAt { dir: WirePath(dir), read_only: false, allow_other: args.allow_other })
         }
     };
     let meter = Arc::new(Meter::default());

@@ -159,13 +159,18 @@ fn daemon(layout: &Layout) -> (Finding, Option<Status>) {
 
 /// The levers as the running daemon has them, else as one that is started now would.
 fn levers(status: Option<&Status>) -> Vec<Finding> {
-    let default = Levers::default();
+    let defaults = Levers::default();
+    let default =
+        |name: &str| defaults.positions().find(|(other, _)| *other == name).map(|(_, on)| on);
     let position = |name: &str| match status {
         Some(status) => status.levers.get(name).copied(),
-        None => default.positions().find(|(other, _)| *other == name).map(|(_, on)| on),
+        None => default(name),
     };
     let finding = |name: &&str| match position(name) {
         Some(true) => Finding::new(name, State::Ok, "on"),
+        Some(false) if default(name) == Some(false) => {
+            Finding::new(name, State::Off, "off by design: it would trade durability for speed")
+        }
         _ => Finding::new(name, State::Off, "switched off for the daemon by AGENTFS_LEVERS_OFF")
             .remedy("unset it and restart the daemon: `agentfs daemon stop`"),
     };
@@ -226,7 +231,7 @@ mod tests {
             let off = findings.into_iter().filter(|finding| finding.state == State::Off);
             off.map(|finding| finding.name).collect::<Vec<_>>()
         };
-        assert!(off(levers(None)).is_empty());
+        assert_eq!(off(levers(None)), ["writeback_cache"]);
         let status: Status = serde_json::from_value(serde_json::json!({
             "version": "x", "pid": 1, "uptime": 0, "store": "/s", "repositories": [],
             "worktrees": [],

@@ -107,7 +107,7 @@ pub fn describe(out: &mut dyn Write, opened: &Opened) -> io::Result<()> {
     let ingest = if opened.ingested { "all in the store" } else { "the store takes in the rest" };
     writeln!(out, "  {}, {ingest}", count(opened.entries, "entry").replace("entrys", "entries"))?;
     if opened.dir.is_some() && opened.read_only {
-        writeln!(out, "  mounted read-only: this version of agentfs does not write to worktrees")?;
+        writeln!(out, "  mounted read-only")?;
     }
     opened.notes.iter().try_for_each(|note| writeln!(out, "  note: {note}"))
 }

@@ -76,7 +76,7 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
     let opening = match &params.mount {
         Some(at) => {
             let reservation = daemon.worktrees.reserve(&at.dir.0, &branch)?;
-            Some(Opening::new(daemon, reservation, &repository, &branch, at.allow_other)?)
+            Some(Opening::new(daemon, reservation, &repository, &branch, at)?)
         }
         None => None,
     };
@@ -91,7 +91,7 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
     daemon.repositories.insert(&repository);
     let created = opening.as_ref().is_some_and(Opening::created);
     if let Some(opening) = opening {
-        opening.keep(true);
+        opening.keep(daemon, true);
     }
     let opened = describe(daemon, &branch, worktree.as_ref(), target.note)?;
     let undo = {
@@ -225,16 +225,22 @@ pub fn mount(
     destination::check(&at.dir.0, daemon.root())?;
     let (name, revision) = target::parse(daemon, what)?;
     let repository = daemon.repositories.get(&daemon.store, &name)?;
-    let mut target = Target::of_revision(daemon, &repository, &revision)?;
-    let (root, trees) = target::import(daemon, &repository, &target, call)?;
-    let (branch, reservation) = {
-        let _names = daemon.lock_names();
-        target::detach_if_held(daemon, &repository, &mut target)?;
-        let branch = target::branch(daemon, &repository, &target, root)?;
-        let reservation = daemon.worktrees.reserve(&at.dir.0, &branch)?;
-        (branch, reservation)
+    let (branch, reservation, trees, note) = match target::kept(daemon, &name, &revision)? {
+        Some(branch) => {
+            let reservation = daemon.worktrees.reserve(&at.dir.0, &branch)?;
+            (branch, reservation, ImportedTrees::default(), None)
+        }
+        None => {
+            let mut target = Target::of_revision(daemon, &repository, &revision)?;
+            let (root, trees) = target::import(daemon, &repository, &target, call)?;
+            let _names = daemon.lock_names();
+            target::detach_if_held(daemon, &repository, &mut target)?;
+            let branch = target::branch(daemon, &repository, &target, root)?;
+            let reservation = daemon.worktrees.reserve(&at.dir.0, &branch)?;
+            (branch, reservation, trees, target.note)
+        }
     };
-    let opening = Opening::new(daemon, reservation, &repository, &branch, at.allow_other)?;
+    let opening = Opening::new(daemon, reservation, &repository, &branch, at)?;
     call.cancel.check()?;
     let worktree = opening.record().cloned();
     let mut batch = daemon.store.batch()?;
@@ -242,8 +248,8 @@ pub fn mount(
     worktree.iter().filter(|_| recorded).for_each(|worktree| batch.put_worktree(worktree));
     batch.commit()?;
     let created = opening.created();
-    opening.keep(recorded);
-    let opened = describe(daemon, &branch, worktree.as_ref(), target.note)?;
+    opening.keep(daemon, recorded);
+    let opened = describe(daemon, &branch, worktree.as_ref(), note)?;
     let undo = {
         let (daemon, dir) = (Arc::clone(daemon), at.dir.clone());
         move || {
@@ -293,21 +299,49 @@ pub fn umount(daemon: &Daemon, params: &UmountCall) -> Result<Unmounted> {
     }
 }
 
-/// Unmounts a worktree and takes it off the record, with a branch that only it has.
+/// Unmounts a worktree and takes it off the record. A branch with changes keeps them, and its git
+/// directory, for the next time; one that has none leaves nothing but a git branch.
 fn close(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
     let closing = daemon.worktrees.close(dir, lazy)?;
-    let WorktreeRecord { repository, branch, git_dir, .. } = &closing.record;
-    gitdir::remove(git_dir)?;
-    let own = daemon.store.branch(repository, branch)?.is_some_and(|branch| branch.detached);
+    let WorktreeRecord { repository, branch: name, git_dir, .. } = &closing.record;
+    let branch = daemon.store.branch(repository, name)?;
+    let changed = match (&closing.worktree, &branch) {
+        (Some(worktree), _) => worktree.state().is_some_and(|state| state.inodes > 0),
+        (None, Some(branch)) => daemon.layout.outbox(branch.number).exists(),
+        (None, None) => false,
+    };
+    if changed && let Some(worktree) = &closing.worktree {
+        worktree.drain()?;
+    }
+    if !changed {
+        gitdir::remove(git_dir)?;
+    }
     let mut batch = daemon.store.batch()?;
     if closing.recorded {
         batch.remove_worktree(dir);
     }
-    if own {
-        daemon.ingest.cancel(repository, branch);
-        batch.remove_branch(repository, branch);
+    let mut outbox = None;
+    match branch {
+        Some(branch) if changed => {
+            batch.put_branch(&Branch { git_dir: Some(git_dir.clone()), ..branch });
+        }
+        Some(branch) => {
+            batch.remove_overlay(branch.number)?;
+            outbox = Some(daemon.layout.outbox(branch.number));
+            if branch.detached {
+                daemon.ingest.cancel(repository, name);
+                batch.remove_branch(repository, name);
+            } else if branch.git_dir.is_some() {
+                batch.put_branch(&Branch { git_dir: None, ..branch });
+            }
+        }
+        None => {}
     }
-    Ok(batch.commit()?)
+    batch.commit()?;
+    if let Some(outbox) = outbox {
+        remove_all(&outbox).map_err(|error| Failure::store_io("remove", &outbox, &error))?;
+    }
+    Ok(())
 }
 
 fn describe(
@@ -324,14 +358,14 @@ fn describe(
         detached: branch.detached,
         entries: u64::from(tree.subtree(branch.root).descendants),
         dir: worktree.map(|worktree| worktree.dir.as_path().into()),
-        read_only: true,
+        read_only: worktree.is_some_and(|worktree| worktree.read_only),
         ingested: branch.ingested,
         notes: note.into_iter().collect(),
     })
 }
 
-/// The answer of a call that has made `branch` usable: its content is taken in before it is sent, if
-/// the client waits for that, or after it.
+/// The answer of a call that has made `branch` usable: its content is taken in, and what git keeps of
+/// it made durable, before it is sent, if the client waits for that, or after it.
 fn answer(
     daemon: &Arc<Daemon>,
     branch: &Branch,
@@ -346,7 +380,7 @@ fn answer(
         let job = daemon.ingest.enqueue(branch, trees);
         opened.ingested = true;
         answer.wait = Some(Wait { meter: Arc::clone(&job.meter), end: Box::pin(job.ended()) });
-    } else if !branch.ingested {
+    } else {
         let (daemon, branch) = (Arc::clone(daemon), branch.clone());
         answer.after = Some(Box::new(move || {
             daemon.ingest.enqueue(&branch, trees);

@@ -17,9 +17,8 @@ mod state;
 mod target;
 mod worktrees;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +26,6 @@ use std::time::{Duration, Instant};
 
 use agentfs_engine::store::Store;
 use agentfs_fuse::Levers;
-use rustix::fs::FlockOperation;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, level_filters::LevelFilter};
 
@@ -41,6 +39,7 @@ use crate::daemon::worktrees::Slot;
 use crate::environment::Environment;
 use crate::error::{Failure, Kind, Result};
 use crate::layout::Layout;
+use crate::lock;
 use crate::protocol::{MountCall, Opened};
 use crate::socket;
 
@@ -113,11 +112,16 @@ struct Running {
 }
 
 /// Takes the lock, opens the store, recovers and listens. `None` if another process has the lock.
+///
+/// # Errors
+/// [`Kind::ForeignSocket`] if a process that is no daemon listens on the control socket, which is
+/// then left to it; whatever keeps the store from being opened or the socket from being made.
 fn start(layout: &Layout, environment: &Environment) -> Result<Option<Running>> {
     let levers = levers(environment)?;
-    let Some(lock) = take_lock(&layout.lock())? else {
+    let Some(lock) = lock::take(&layout.lock())? else {
         return Ok(None);
     };
+    socket::refuse_stranger(&layout.socket())?;
     let store = open_store(layout.root())?;
     let daemon = Daemon::new(layout.clone(), store, levers);
     recover::recover(&daemon)?;
@@ -138,20 +142,6 @@ fn open_store(dir: &Path) -> Result<Arc<Store>> {
             opened => return Ok(opened?),
         }
     }
-}
-
-fn take_lock(path: &Path) -> Result<Option<File>> {
-    let open = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
-    let mut file = open.map_err(|error| Failure::store_io("open", path, &error))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-        locked => locked.map_err(|error| Failure::store_io("lock", path, &error.into()))?,
-    }
-    // For people who look; nothing reads it.
-    file.set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()))
-        .map_err(|error| Failure::store_io("write", path, &error))?;
-    Ok(Some(file))
 }
 
 impl Running {
@@ -260,16 +250,6 @@ fn say(word: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_process_has_the_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("daemon.lock");
-        let first = take_lock(&path).unwrap().unwrap();
-        assert!(take_lock(&path).unwrap().is_none());
-        drop(first);
-        assert!(take_lock(&path).unwrap().is_some());
-    }
 
     #[test]
     fn a_lever_that_does_not_exist_is_named() {

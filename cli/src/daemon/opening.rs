@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::thread;
 
 use agentfs_engine::base::Base;
+use agentfs_engine::storage::Disk;
 use agentfs_engine::store::{Branch, WorktreeRecord};
 use agentfs_engine::worktree::{Worktree, WorktreeOptions};
-use agentfs_fuse::{Levers, MountOptions, Mounted};
+use agentfs_fuse::{MountOptions, Mounted};
 use agentfs_gitimport::gitdir::{self, NewGitDir, WorktreeHead};
 use agentfs_gitimport::index::{IndexStat, write_index};
 use tracing::{debug, warn};
@@ -20,6 +21,7 @@ use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::{Reservation, Slot, Up};
 use crate::destination::{self, Vacancy};
 use crate::error::{Failure, Result};
+use crate::protocol::MountAt;
 
 /// Most entries with which the kernel's caches are filled in advance.
 const WARM_ENTRIES_MAX: u64 = 200_000;
@@ -33,7 +35,7 @@ pub struct Opening<'a> {
     note: Option<Note>,
     created: bool,
     git_dir: Option<PathBuf>,
-    mounted: Option<(WorktreeRecord, Mounted)>,
+    mounted: Option<(WorktreeRecord, Arc<Worktree>, Mounted)>,
     warm: bool,
 }
 
@@ -47,7 +49,7 @@ impl<'a> Opening<'a> {
         reservation: Reservation<'a>,
         repository: &OpenRepository,
         branch: &Branch,
-        allow_other: bool,
+        at: &MountAt,
     ) -> Result<Self> {
         let dir = reservation.dir().to_owned();
         let created = destination::check(&dir, daemon.root())? == Vacancy::Missing;
@@ -58,28 +60,39 @@ impl<'a> Opening<'a> {
         if created {
             create_dir(&dir)?;
         }
-        let git_dir = new_git_dir(repository, branch, &dir)?;
-        opening.git_dir = Some(git_dir.clone());
-        note.amend(&making(Some(git_dir.as_path().into())))?;
+        let kept = branch.git_dir.clone().filter(|kept| kept.is_dir());
+        let fresh = kept.is_none();
+        let git_dir = match kept {
+            Some(kept) => {
+                gitdir::relocate(&kept, &dir)?;
+                kept
+            }
+            None => {
+                let made = new_git_dir(repository, branch, &dir)?;
+                // What is not kept goes if this fails.
+                opening.git_dir = Some(made.clone());
+                note.amend(&making(Some(made.as_path().into())))?;
+                made
+            }
+        };
         opening.note = Some(note);
         let record = WorktreeRecord {
             dir: dir.clone(),
             repository: branch.repository.clone(),
             branch: branch.name.clone(),
-            // Nothing writes yet.
-            read_only: true,
-            allow_other,
+            read_only: at.read_only,
+            allow_other: at.allow_other,
             git_dir,
         };
-        let (mounted, warm) = mount(&daemon.levers, repository, branch, &record, true)?;
-        opening.mounted = Some((record, mounted));
+        let (worktree, mounted, warm) = mount(daemon, repository, branch, &record, fresh)?;
+        opening.mounted = Some((record, worktree, mounted));
         opening.warm = warm;
         Ok(opening)
     }
 
     /// What to put on record.
     pub fn record(&self) -> Option<&WorktreeRecord> {
-        self.mounted.as_ref().map(|(record, _)| record)
+        self.mounted.as_ref().map(|(record, ..)| record)
     }
 
     /// Whether the directory was not there before.
@@ -89,12 +102,13 @@ impl<'a> Opening<'a> {
 
     /// Keeps the mount. One that is not on record keeps its note instead, for the case that the
     /// daemon is killed.
-    pub fn keep(mut self, recorded: bool) {
+    pub fn keep(mut self, daemon: &Daemon, recorded: bool) {
         self.created = false;
         self.git_dir = None;
         let note = self.note.take().filter(|_| !recorded);
-        if let Some((record, mounted)) = self.mounted.take() {
-            let up = Arc::new(Up { record, mounted, note });
+        if let Some((record, worktree, mounted)) = self.mounted.take() {
+            daemon.drainer.watch(&worktree);
+            let up = Arc::new(Up { record, worktree, mounted, note });
             if !self.warm {
                 warm(&up);
             }
@@ -105,7 +119,7 @@ impl<'a> Opening<'a> {
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        if let Some((_, mounted)) = self.mounted.take()
+        if let Some((_, _, mounted)) = self.mounted.take()
             && let Err(error) = mounted.unmount(true)
         {
             warn!("{error}");
@@ -140,8 +154,9 @@ pub fn reopen(
     if fresh {
         record.git_dir = new_git_dir(repository, branch, &record.dir)?;
     }
-    let (mounted, is_warm) = mount(&daemon.levers, repository, branch, &record, fresh)?;
-    let up = Arc::new(Up { record: record.clone(), mounted, note: None });
+    let (worktree, mounted, is_warm) = mount(daemon, repository, branch, &record, fresh)?;
+    daemon.drainer.watch(&worktree);
+    let up = Arc::new(Up { record: record.clone(), worktree, mounted, note: None });
     if !is_warm {
         warm(&up);
     }
@@ -151,28 +166,35 @@ pub fn reopen(
 
 /// Mounts; a `fresh` git directory gets its index. Returns whether the kernel's caches are filled.
 fn mount(
-    levers: &Levers,
+    daemon: &Daemon,
     repository: &OpenRepository,
     branch: &Branch,
     record: &WorktreeRecord,
     fresh: bool,
-) -> Result<(Mounted, bool)> {
+) -> Result<(Arc<Worktree>, Mounted, bool)> {
     let contents = repository.contents(branch.root_oid);
-    let base = Base::open(Arc::clone(contents.store()), branch.root)?;
+    let store = Arc::clone(contents.store());
+    let base = Base::open(store, contents.source().cloned(), branch.root)?;
     // Every file belongs to the user who runs the daemon.
     let uid = rustix::process::geteuid().as_raw();
     let gid = rustix::process::getegid().as_raw();
     let git_file = Some(gitdir::git_file(&record.git_dir));
     let options = WorktreeOptions { uid, gid, time: branch.time, git_file };
-    let worktree = Worktree::new(Arc::clone(&base), contents, options);
+    let outbox = daemon.layout.outbox(branch.number);
+    let worktree = if record.read_only && !outbox.exists() {
+        Worktree::new(Arc::clone(&base), contents, options)
+    } else {
+        let (base, disk) = (Arc::clone(&base), Arc::new(Disk));
+        Worktree::writable(base, contents, options, branch.number, disk, &outbox)?
+    };
     let options = MountOptions {
         read_only: record.read_only,
         allow_other: record.allow_other,
-        levers: levers.clone(),
+        levers: daemon.levers.clone(),
         name: format!("agentfs:{}@{}", record.repository, record.branch),
         ..MountOptions::default()
     };
-    let mounted = agentfs_fuse::mount(worktree, &record.dir, &options)?;
+    let mounted = agentfs_fuse::mount(Arc::clone(&worktree), &record.dir, &options)?;
     let at_once = fresh && base.entries() <= WARM_AT_ONCE_MAX;
     thread::scope(|scope| {
         if at_once {
@@ -183,7 +205,7 @@ fn mount(
         let stat = IndexStat { time: branch.time, uid, gid, dev: mounted.dev() as u32 };
         write_index(&base, &stat, root_oid, &record.git_dir.join("index"))
     })?;
-    Ok((mounted, at_once))
+    Ok((worktree, mounted, at_once))
 }
 
 /// Makes the git directory of a worktree at `dir`, still without an index.

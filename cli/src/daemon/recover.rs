@@ -1,6 +1,8 @@
 //! What a daemon does before it serves: it removes what a former one has left half-made, and mounts
 //! again what was mounted.
 
+use std::collections::HashSet;
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,7 @@ use crate::daemon::worktrees::Slot;
 use crate::daemon::{note, opening};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
+use crate::layout::remove_all;
 
 /// How long the mount of a daemon that has just been killed may take to become dead.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
@@ -26,11 +29,32 @@ const DYING_LIMIT: Duration = Duration::from_secs(2);
 pub fn recover(daemon: &Daemon) -> Result<()> {
     incoming::sweep(&daemon.layout);
     note::sweep(&daemon.layout, &daemon.store)?;
+    sweep_outboxes(daemon)?;
     for record in daemon.store.worktrees()? {
         if let Err(failure) = remount(daemon, &record) {
             warn!("{} is not mounted again: {failure}", record.dir.display());
             let down = Slot::Down(record.clone(), failure.message);
             daemon.worktrees.fill(&record.dir, down);
+        }
+    }
+    Ok(())
+}
+
+/// Removes outboxes of branches that are not on record: of a mount that was not completed, or of a
+/// branch that was removed.
+fn sweep_outboxes(daemon: &Daemon) -> Result<()> {
+    let Ok(entries) = fs::read_dir(daemon.layout.outboxes()) else {
+        return Ok(());
+    };
+    let branches = daemon.store.branches()?;
+    let known: HashSet<_> = branches.iter().map(|branch| branch.number.to_string()).collect();
+    for entry in entries.flatten() {
+        if entry.file_name().to_str().is_some_and(|name| known.contains(name)) {
+            continue;
+        }
+        match remove_all(&entry.path()) {
+            Ok(()) => info!("removed {}, which no branch has", entry.path().display()),
+            Err(error) => warn!("cannot remove {}: {error}", entry.path().display()),
         }
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use agentfs_engine::drainer::Drainer;
 use agentfs_engine::store::Store;
 use agentfs_fuse::Levers;
 use tokio::sync::watch;
@@ -30,6 +31,8 @@ pub struct Daemon {
     pub levers: Levers,
     /// What takes content into the store.
     pub ingest: Arc<Ingest>,
+    /// What moves changes of worktrees into the store.
+    pub drainer: Drainer,
     /// When it started.
     pub started: Instant,
     /// Becomes true when it is to end.
@@ -46,6 +49,7 @@ impl Daemon {
             worktrees: Worktrees::default(),
             levers,
             ingest: Ingest::new(Arc::clone(&store), Arc::clone(&repositories)),
+            drainer: Drainer::default(),
             started: Instant::now(),
             stop: watch::Sender::new(false),
             names: Mutex::new(()),

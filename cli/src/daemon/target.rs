@@ -117,6 +117,16 @@ pub fn parse(daemon: &Daemon, what: &str) -> Result<(String, String)> {
     }
 }
 
+/// The branch that `rev` names in `repository`, if it has changes and is not mounted: it is mounted as
+/// it was left, wherever git's branch of that name is now.
+///
+/// # Errors
+/// What reading the store meets.
+pub fn kept(daemon: &Daemon, repository: &str, rev: &str) -> Result<Option<Branch>> {
+    let known = daemon.store.branch(repository, rev)?.filter(|branch| branch.git_dir.is_some());
+    Ok(known.filter(|_| daemon.worktrees.holder_of(repository, rev).is_none()))
+}
+
 /// The directory object of `target`, imported if the store does not have it, and what has been read
 /// for that.
 ///
@@ -194,6 +204,7 @@ pub fn branch(
     }
     Ok(Branch {
         repository: repository.clone(),
+        number: daemon.store.new_branch_number(),
         name,
         root,
         root_oid: target.commit.map(|commit| commit.tree),
@@ -201,6 +212,7 @@ pub fn branch(
         time: settled(target.commit.map(|commit| commit.time)),
         ingested: false,
         detached,
+        git_dir: None,
     })
 }
 
@@ -209,10 +221,9 @@ fn free_name(daemon: &Daemon, repository: &str, commit: &GitOid) -> Result<Strin
     let digits = commit.to_string();
     let name = format!("detached-{}", &digits[..NAME_DIGITS.min(digits.len())]);
     unique(&name, |name| {
-        let other = daemon
-            .store
-            .branch(repository, name)?
-            .is_some_and(|branch| branch.commit != Some(*commit) || !branch.detached);
+        let other = daemon.store.branch(repository, name)?.is_some_and(|branch| {
+            branch.commit != Some(*commit) || !branch.detached || branch.git_dir.is_some()
+        });
         Ok(other || daemon.worktrees.holder_of(repository, name).is_some())
     })
 }

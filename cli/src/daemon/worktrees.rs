@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentfs_engine::store::{Branch, WorktreeRecord};
+use agentfs_engine::worktree::Worktree;
 use agentfs_fuse::Mounted;
 use agentfs_gitimport::gitdir;
 use tracing::warn;
@@ -16,6 +17,8 @@ use crate::error::{Failure, Kind, Result};
 pub struct Up {
     /// What the store says of it, or would.
     pub record: WorktreeRecord,
+    /// What is mounted.
+    pub worktree: Arc<Worktree>,
     /// The mount.
     pub mounted: Mounted,
     /// The note about a worktree that the store does not have on record.
@@ -82,6 +85,8 @@ pub struct Closing<'a> {
     pub record: WorktreeRecord,
     /// Whether the store has it.
     pub recorded: bool,
+    /// What was mounted, if it was.
+    pub worktree: Option<Arc<Worktree>>,
     _reservation: Reservation<'a>,
 }
 
@@ -151,18 +156,18 @@ impl Worktrees {
             slot
         };
         let reservation = Reservation { worktrees: self, dir: dir.to_owned() };
-        let (record, recorded) = match slot {
+        let (record, recorded, worktree) = match slot {
             Slot::Up(up) => {
                 if let Err(error) = up.mounted.unmount(lazy) {
                     reservation.fill(Slot::Up(up));
                     return Err(error.into());
                 }
-                (up.record.clone(), up.note.is_none())
+                (up.record.clone(), up.note.is_none(), Some(Arc::clone(&up.worktree)))
             }
-            Slot::Down(record, _) => (record, true),
+            Slot::Down(record, _) => (record, true, None),
             Slot::Busy(..) => return Err(busy(dir)),
         };
-        Ok(Closing { record, recorded, _reservation: reservation })
+        Ok(Closing { record, recorded, worktree, _reservation: reservation })
     }
 
     /// Unmounts everything, whoever is in it. What is on record stays on record.
@@ -178,6 +183,12 @@ impl Worktrees {
             };
             if let Err(error) = done {
                 warn!("{error}");
+            }
+            if !up.worktree.is_read_only()
+                && let Err(error) = up.worktree.drain()
+            {
+                // Nothing is lost: the outbox has it.
+                warn!("{} is not drained: {error}", dir.display());
             }
             if up.note.is_some()
                 && let Err(error) = gitdir::remove(&up.record.git_dir)
@@ -201,7 +212,7 @@ fn busy(dir: &Path) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agentfs_engine::TreeId;
+    use agentfs_engine::{BranchNumber, TreeId};
 
     fn branch(name: &str) -> Branch {
         Branch {
@@ -213,6 +224,8 @@ mod tests {
             time: 0,
             ingested: false,
             detached: false,
+            git_dir: None,
+            number: BranchNumber(1),
         }
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::*;
+use crate::BranchNumber;
 use crate::content::Preparer;
 use crate::progress::Silent;
 use crate::storage::Storage;
@@ -164,6 +165,8 @@ fn branch(name: &str, root: TreeId) -> Branch {
         time: 0,
         ingested: true,
         detached: false,
+        git_dir: None,
+        number: BranchNumber(1),
     }
 }
 

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use super::segment::{
     RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, Segments, segment_header,
 };
-use super::tables::{Extent, Fields};
+use super::tables::Extent;
 use crate::error::{Error, Result};
+use crate::fields::Fields;
 use crate::limits::SEGMENT_BYTES_MAX;
 use crate::storage::File;
 

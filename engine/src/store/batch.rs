@@ -43,7 +43,8 @@ pub struct Batch<'s> {
     changes: Changes,
     /// Memory that the changes take, about.
     bytes: usize,
-    healed: u64,
+    chunks_healed: u64,
+    trees_healed: u64,
     /// An append failed: committing would leave references to what is not stored.
     broken: bool,
     /// Dropped last.
@@ -57,15 +58,24 @@ impl<'s> Batch<'s> {
         let mut state = core.lock_state();
         if state.failed.is_some() {
             // What was wrong may be over: a full disk, most of all.
-            let reopened = core.reopen(&mut state);
-            reopened.map_err(|error| Error::Poisoned {
-                path: core.dir.clone(),
-                why: error.to_string(),
+            core.reopen(&mut state).map_err(|error| match error {
+                full if full.is_full() => full,
+                error => Error::Poisoned { path: core.dir.clone(), why: error.to_string() },
             })?;
         }
         let start = state.appender.tail();
         let changes = Changes::new();
-        Ok(Self { core, state, start, changes, bytes: 0, healed: 0, broken: false, _turn: turn })
+        Ok(Self {
+            core,
+            state,
+            start,
+            changes,
+            bytes: 0,
+            chunks_healed: 0,
+            trees_healed: 0,
+            broken: false,
+            _turn: turn,
+        })
     }
 
     /// Whether it is large enough to be committed.
@@ -101,7 +111,7 @@ impl<'s> Batch<'s> {
     /// # Errors
     /// What writing meets.
     pub fn replace_chunk(&mut self, chunk: &PreparedChunk) -> Result<()> {
-        self.healed += 1;
+        self.chunks_healed += 1;
         self.put_object(Object::Chunk(chunk.id), chunk.encoding, chunk.raw_len, &chunk.stored)
     }
 
@@ -148,6 +158,17 @@ impl<'s> Batch<'s> {
         if self.knows(Table::Trees, object.id())? {
             return Ok(());
         }
+        self.put_object(object, Encoding::Raw, tree.bytes.len() as u32, &tree.bytes)
+    }
+
+    /// Replaces what is stored of a directory object, to heal a damaged one. Its subtrees must be
+    /// in the store or in this batch.
+    ///
+    /// # Errors
+    /// What writing meets.
+    pub fn replace_tree(&mut self, tree: &EncodedTree) -> Result<()> {
+        self.trees_healed += 1;
+        let object = Object::Tree(tree.subtree.id);
         self.put_object(object, Encoding::Raw, tree.bytes.len() as u32, &tree.bytes)
     }
 
@@ -239,8 +260,19 @@ impl<'s> Batch<'s> {
         database.apply(&self.changes)?;
         self.core.snapshot.store(Arc::new(database.snapshot()?));
         count(&counters.commits, 1);
-        count(&counters.chunks_healed, self.healed);
+        count(&counters.chunks_healed, self.chunks_healed);
+        count(&counters.trees_healed, self.trees_healed);
         Ok(())
+    }
+
+    /// The keys of `table` that begin with `prefix`, without those of this batch.
+    pub(super) fn keys(&self, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let mut keys = Vec::new();
+        self.core.snapshot.load().scan(table, prefix, |key, _| {
+            keys.push(key.to_vec());
+            Ok(())
+        })?;
+        Ok(keys)
     }
 
     fn knows(&self, table: Table, key: &[u8]) -> Result<bool> {
@@ -276,12 +308,12 @@ impl<'s> Batch<'s> {
         Ok(())
     }
 
-    fn put_sealed(&mut self, table: Table, key: Vec<u8>, value: Vec<u8>) {
+    pub(super) fn put_sealed(&mut self, table: Table, key: Vec<u8>, value: Vec<u8>) {
         let sealed = seal(&key, value);
         self.change(table, key, Some(sealed));
     }
 
-    fn change(&mut self, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
+    pub(super) fn change(&mut self, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
         self.bytes += CHANGE_BYTES + key.len() + value.as_ref().map_or(0, Vec::len);
         self.changes.entry(table).or_default().insert(key, value);
     }

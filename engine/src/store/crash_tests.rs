@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{Branch, Repository, Store, Stored};
+use crate::BranchNumber;
 use crate::check::check;
 use crate::check::tests::{FakeGit, fake_oid, noise};
 use crate::content::{PreparedContent, Preparer};
@@ -76,6 +77,8 @@ impl Import {
             time: 0,
             ingested: true,
             detached: false,
+            git_dir: None,
+            number: BranchNumber(1),
         });
         batch.commit()
     }

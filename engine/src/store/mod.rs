@@ -20,6 +20,7 @@ mod cache;
 mod crash_tests;
 mod database;
 mod open;
+mod overlay;
 mod read;
 mod records;
 mod segment;
@@ -38,7 +39,7 @@ use arc_swap::ArcSwap;
 
 pub use batch::Batch;
 pub use records::{Branch, Repository, WorktreeRecord};
-pub use writer::{WriteItem, Writer};
+pub use writer::{Session, WriteItem, Writer};
 
 pub(crate) use database::Snapshot;
 pub(crate) use open::tail_of;
@@ -86,6 +87,8 @@ pub struct StoreCounters {
     pub chunks_bad: u64,
     /// Chunks replaced because they were damaged.
     pub chunks_healed: u64,
+    /// Directory objects replaced because they were damaged.
+    pub trees_healed: u64,
     /// Reads of a chunk served from the cache of verified chunks.
     pub cache_hits: u64,
     /// Stored bytes read from segments and database values.
@@ -103,6 +106,7 @@ pub(crate) struct Counters {
     chunks_read: AtomicU64,
     chunks_bad: AtomicU64,
     chunks_healed: AtomicU64,
+    trees_healed: AtomicU64,
     cache_hits: AtomicU64,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
@@ -142,6 +146,8 @@ pub struct Store {
     writer: Writer,
     core: Arc<Core>,
     nodes: NodeCache,
+    /// The last number that a branch was given.
+    last_branch: AtomicU64,
 }
 
 /// What batches, readers and the background writer share.
@@ -186,7 +192,11 @@ impl Store {
     pub fn open_on(storage: Arc<dyn Storage>, dir: &Path) -> Result<Arc<Self>> {
         let core = Arc::new(open::open(storage, dir)?);
         let writer = Writer::start(Arc::clone(&core))?;
-        Ok(Arc::new(Self { writer, core, nodes: NodeCache::default() }))
+        // The clock alone makes numbers unique. A record that cannot be read is a check's to report.
+        let known = core.scan_sealed(Table::Branches, b"", Branch::decode).unwrap_or_default();
+        let highest = known.iter().map(|branch| branch.number.0).max();
+        let last_branch = AtomicU64::new(highest.unwrap_or_default());
+        Ok(Arc::new(Self { writer, core, nodes: NodeCache::default(), last_branch }))
     }
 
     /// The directory of the store.
@@ -277,6 +287,7 @@ impl Store {
             chunks_read: get(&counters.chunks_read),
             chunks_bad: get(&counters.chunks_bad),
             chunks_healed: get(&counters.chunks_healed),
+            trees_healed: get(&counters.trees_healed),
             cache_hits: get(&counters.cache_hits),
             bytes_read: get(&counters.bytes_read),
             bytes_written: get(&counters.bytes_written),

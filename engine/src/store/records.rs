@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use super::tables::Fields;
-use crate::id::{GitOid, HashKind, TreeId};
+use crate::fields::Fields;
+use crate::id::{BranchNumber, GitOid, HashKind, TreeId};
 
 /// A git repository that the store knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Branch {
     pub repository: String,
     /// Its name, unique in the repository.
     pub name: String,
+    /// Its number, under which its changes are kept.
+    pub number: BranchNumber,
     /// The directory object of its base.
     pub root: TreeId,
     /// The git tree of its base.
@@ -42,6 +44,8 @@ pub struct Branch {
     pub ingested: bool,
     /// Whether it is no git branch.
     pub detached: bool,
+    /// The git directory of its worktree, kept while a branch with changes is not mounted.
+    pub git_dir: Option<PathBuf>,
 }
 
 /// A branch mounted at a directory, now or when the daemon last ran.
@@ -118,12 +122,16 @@ impl Record for Branch {
         let mut out = Vec::new();
         put_bytes(&mut out, self.repository.as_bytes());
         put_bytes(&mut out, self.name.as_bytes());
+        out.extend_from_slice(&self.number.0.to_le_bytes());
         out.extend_from_slice(self.root.as_bytes());
         put_option(&mut out, self.root_oid.as_ref(), put_oid);
         put_option(&mut out, self.commit.as_ref(), put_oid);
         out.extend_from_slice(&self.time.to_le_bytes());
         out.push(self.ingested.into());
         out.push(self.detached.into());
+        put_option(&mut out, self.git_dir.as_ref(), |out, dir| {
+            put_bytes(out, dir.as_os_str().as_bytes());
+        });
         out
     }
 
@@ -132,12 +140,14 @@ impl Record for Branch {
         let record = Self {
             repository: fields.text()?,
             name: fields.text()?,
+            number: BranchNumber(fields.u64()?),
             root: TreeId::new(fields.take()?),
             root_oid: fields.option(Fields::oid)?,
             commit: fields.option(Fields::oid)?,
             time: i64::from_le_bytes(fields.take()?),
             ingested: fields.flag()?,
             detached: fields.flag()?,
+            git_dir: fields.option(Fields::path)?,
         };
         fields.0.is_empty().then_some(record)
     }
@@ -266,6 +276,8 @@ mod tests {
                 time: -5,
                 ingested: true,
                 detached: false,
+                git_dir: None,
+                number: BranchNumber(1),
             });
         }
         reads_back(&WorktreeRecord {

@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::tables::{At, Extent, Fields, Object, Place};
+use super::tables::{At, Extent, Object, Place};
 use crate::content::Encoding;
 use crate::error::{Error, Result};
+use crate::fields::Fields;
 use crate::id::{ChunkId, TreeId};
 use crate::limits::{CHUNK_BYTES_MAX, SEGMENTS_OPEN_MAX};
 use crate::storage::{File, Storage};

@@ -6,6 +6,7 @@
 
 use crate::content::{Encoding, StreamedContent};
 use crate::error::{Error, Result};
+use crate::fields::Fields;
 use crate::id::{ChunkId, ContentId, GitOid, HashKind, TreeId};
 use crate::tree::Subtree;
 
@@ -30,12 +31,18 @@ pub(crate) enum Table {
     Branches,
     /// Directory -> worktree.
     Worktrees,
+    /// Branch number -> how far the branch is drained.
+    Overlays,
+    /// Branch number, inode -> changed inode.
+    OverlayInodes,
+    /// Branch number, directory, name -> changed entry.
+    OverlayEntries,
     /// Facts about the store itself.
     Meta,
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Chunks,
         Self::Trees,
         Self::Manifests,
@@ -45,6 +52,9 @@ impl Table {
         Self::Repositories,
         Self::Branches,
         Self::Worktrees,
+        Self::Overlays,
+        Self::OverlayInodes,
+        Self::OverlayEntries,
         Self::Meta,
     ];
 
@@ -59,6 +69,9 @@ impl Table {
             Self::Repositories => "repositories",
             Self::Branches => "branches",
             Self::Worktrees => "worktrees",
+            Self::Overlays => "overlays",
+            Self::OverlayInodes => "overlay-inodes",
+            Self::OverlayEntries => "overlay-entries",
             Self::Meta => "meta",
         }
     }
@@ -224,29 +237,6 @@ impl<'a> Place<'a> {
             At::Inline(payload) => payload.len() as u64,
             At::Segment(extent) => u64::from(extent.stored_len),
         }
-    }
-}
-
-/// Takes fixed-width fields off the front of a byte string.
-pub(super) struct Fields<'a>(pub(super) &'a [u8]);
-
-impl<'a> Fields<'a> {
-    pub(super) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (head, tail) = self.0.split_at_checked(len)?;
-        self.0 = tail;
-        Some(head)
-    }
-
-    pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        self.bytes(N)?.try_into().ok()
-    }
-
-    pub(super) fn u32(&mut self) -> Option<u32> {
-        self.take().map(u32::from_le_bytes)
-    }
-
-    pub(super) fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
     }
 }
 

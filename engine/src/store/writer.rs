@@ -1,6 +1,7 @@
 //! The background writer: one thread behind a channel that is bounded in bytes.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -88,12 +89,24 @@ impl WriteItem {
 }
 
 /// The background writer of a store. What is sent becomes durable in the order of sending, some
-/// time later. After its first error it takes nothing more until the store is opened again: what
-/// was sent later may refer to what is lost. It ends, and commits what it has, with the store.
+/// time later. It ends, and commits what it has, with the store.
+///
+/// What is on its way when a write fails is lost, and every [`Session`] that has sent some of it is
+/// told. If there was no room, sessions that begin later write again. After any other error it takes
+/// nothing more until the store is opened again.
 #[derive(Debug)]
 pub struct Writer {
     channel: Arc<Channel>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What one task sends to the writer. Whatever is lost of it, or of what others have sent since it
+/// began, is an error here: all that a session has sent refers only to what is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Session<'w> {
+    channel: &'w Channel,
+    /// Items that do not concern it, since they were sent before.
+    start: u64,
 }
 
 #[derive(Debug)]
@@ -113,11 +126,12 @@ struct Queue {
     bytes: usize,
     /// Items ever sent.
     sent: u64,
-    /// How many of them are durable.
-    durable: u64,
+    /// How many of them are durable or lost.
+    settled: u64,
     /// How many of them must become durable without delay.
     wanted: u64,
     closed: bool,
+    /// The newest.
     failure: Option<Failure>,
 }
 
@@ -126,6 +140,9 @@ struct Failure {
     /// For the first who asks; errors cannot be cloned.
     first: Option<Error>,
     why: String,
+    /// Items sent before it, of which those that were not durable are lost; `None` if it has ended
+    /// all writing.
+    lost: Option<u64>,
 }
 
 impl Writer {
@@ -140,16 +157,50 @@ impl Writer {
         Ok(Self { channel, thread: Some(thread) })
     }
 
+    /// Begins a session.
+    pub fn session(&self) -> Session<'_> {
+        Session { channel: &self.channel, start: self.channel.lock().sent }
+    }
+
+    /// Hands over an item that is no loss, unless that would have to wait or the writer has stopped;
+    /// whether it did.
+    pub fn try_send(&self, item: WriteItem) -> bool {
+        let bytes = item.bytes();
+        let mut queue = self.channel.lock();
+        let possible = !queue.has_stopped() && queue.has_room(bytes);
+        if possible {
+            self.channel.push(&mut queue, item, bytes);
+        }
+        possible
+    }
+
+    /// Waits until everything that was sent before, by whomever, is durable and visible.
+    ///
+    /// # Errors
+    /// That of the writer if some of it is lost, or if it has stopped.
+    pub fn flush(&self) -> Result<()> {
+        let start = self.channel.lock().settled;
+        Session { channel: &self.channel, start }.flush()
+    }
+
+    /// Makes the thread look whether its batch is in somebody's way.
+    pub(super) fn wake(&self) {
+        let _queue = self.channel.lock();
+        self.channel.work.notify_one();
+    }
+}
+
+impl Session<'_> {
     /// Hands over an item. Waits while too many bytes are on their way; so do not call it while you
     /// hold a [`Batch`], for which the writer itself may have to wait.
     ///
     /// # Errors
-    /// The first error of the writer. The item is then lost.
+    /// That of the writer, if something of this session was lost. So is the item then.
     pub fn send(&self, item: WriteItem) -> Result<()> {
         let bytes = item.bytes();
         let mut queue = self.channel.lock();
         loop {
-            self.channel.check(&mut queue)?;
+            self.channel.check(&mut queue, self.start)?;
             if queue.has_room(bytes) {
                 break;
             }
@@ -159,37 +210,20 @@ impl Writer {
         Ok(())
     }
 
-    /// Hands over an item unless that would have to wait or the writer has failed; whether it did.
-    pub fn try_send(&self, item: WriteItem) -> bool {
-        let bytes = item.bytes();
-        let mut queue = self.channel.lock();
-        let possible = queue.failure.is_none() && queue.has_room(bytes);
-        if possible {
-            self.channel.push(&mut queue, item, bytes);
-        }
-        possible
-    }
-
     /// Waits until everything that was sent before is durable and visible.
     ///
     /// # Errors
-    /// The first error of the writer.
+    /// That of the writer, if something of this session was lost.
     pub fn flush(&self) -> Result<()> {
         let mut queue = self.channel.lock();
         let target = queue.sent;
         queue.wanted = target;
         self.channel.work.notify_one();
-        while queue.durable < target {
-            self.channel.check(&mut queue)?;
+        while queue.settled < target {
+            self.channel.check(&mut queue, self.start)?;
             queue = self.channel.wait(&self.channel.done, queue);
         }
-        self.channel.check(&mut queue)
-    }
-
-    /// Makes the thread look whether its batch is in somebody's way.
-    pub(super) fn wake(&self) {
-        let _queue = self.channel.lock();
-        self.channel.work.notify_one();
+        self.channel.check(&mut queue, self.start)
     }
 }
 
@@ -208,6 +242,20 @@ impl Queue {
     fn has_room(&self, bytes: usize) -> bool {
         // A single larger item passes when it is alone.
         self.items.is_empty() || self.bytes + bytes <= WRITER_QUEUE_BYTES
+    }
+
+    fn has_stopped(&self) -> bool {
+        self.failure.as_ref().is_some_and(|failure| failure.lost.is_none())
+    }
+}
+
+impl Failure {
+    /// The error for one more who asks.
+    fn tell(&mut self, dir: &Path) -> Error {
+        self.first.take().unwrap_or_else(|| match self.lost {
+            Some(_) => Error::io("write to", dir, rustix::io::Errno::NOSPC.into()),
+            None => Error::Poisoned { path: dir.to_owned(), why: self.why.clone() },
+        })
     }
 }
 
@@ -239,38 +287,49 @@ impl Channel {
         self.work.notify_one();
     }
 
-    fn check(&self, queue: &mut Queue) -> Result<()> {
-        let Some(failure) = &mut queue.failure else { return Ok(()) };
-        Err(failure.first.take().unwrap_or_else(|| Error::Poisoned {
-            path: self.store.dir.clone(),
-            why: failure.why.clone(),
-        }))
+    /// The error for a session that began after `start` items were sent.
+    fn check(&self, queue: &mut Queue, start: u64) -> Result<()> {
+        match &mut queue.failure {
+            Some(failure) if failure.lost.is_none_or(|lost| lost > start) => {
+                Err(failure.tell(&self.store.dir))
+            }
+            _ => Ok(()),
+        }
     }
 
-    fn fail(&self, error: Error) {
+    /// Gives up what is on its way; whether the writer goes on with what comes next.
+    fn fail(&self, error: Error) -> bool {
         tracing::error!(%error, "the writer of the store failed");
         let mut queue = self.lock();
-        let why = error.to_string();
-        queue.failure = Some(Failure { first: Some(error), why });
+        // The next batch finds the store as the last durable one has left it.
+        let lost = error.is_full().then_some(queue.sent);
+        queue.failure = Some(Failure { why: error.to_string(), first: Some(error), lost });
         queue.items.clear();
         queue.bytes = 0;
+        queue.settled = queue.sent;
         self.done.notify_all();
+        lost.is_some()
     }
 
     fn run(&self) {
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.write_all()));
-        match ended {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => self.fail(error),
-            Err(_) => self.fail(Error::Poisoned {
-                path: self.store.dir.clone(),
-                why: "the writer thread panicked".into(),
-            }),
+        loop {
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.write_all()));
+            let error = match ended {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error,
+                Err(_) => Error::Poisoned {
+                    path: self.store.dir.clone(),
+                    why: "the writer thread panicked".into(),
+                },
+            };
+            if !self.fail(error) {
+                return;
+            }
         }
     }
 
     fn write_all(&self) -> Result<()> {
-        let mut taken = 0;
+        let mut taken = self.lock().settled;
         let mut batch: Option<(Batch<'_>, Instant)> = None;
         loop {
             let open = batch.as_ref().map(|(batch, since)| (batch.is_full(), *since));
@@ -290,7 +349,7 @@ impl Channel {
                     if let Some((batch, _)) = batch.take() {
                         batch.commit()?;
                     }
-                    self.lock().durable = durable;
+                    self.lock().settled = durable;
                     self.done.notify_all();
                 }
                 Step::End => return Ok(()),
@@ -303,7 +362,7 @@ impl Channel {
     fn next(&self, open: Option<(bool, Instant)>, taken: u64) -> Step {
         let mut queue = self.lock();
         loop {
-            let wanted = queue.wanted > queue.durable && taken >= queue.wanted;
+            let wanted = queue.wanted > queue.settled && taken >= queue.wanted;
             let last = queue.closed && queue.items.is_empty();
             let in_the_way = self.store.turns.is_wanted();
             let due = open.is_some_and(|(full, since)| full || since.elapsed() >= BATCH_AGE_MAX);
@@ -376,7 +435,7 @@ mod tests {
         (3..7).for_each(|taken| assert!(!commits(young, taken)));
         assert!(commits(young, 7), "wanted");
         assert_eq!(channel.lock().bytes, 0);
-        channel.lock().durable = 7;
+        channel.lock().settled = 7;
         channel.lock().closed = true;
         assert!(commits(young, 7), "the last");
         assert!(matches!(channel.next(None, 7), Step::End));

@@ -50,6 +50,11 @@ impl Contents {
         &self.store
     }
 
+    /// The repository that supplies what the store does not have.
+    pub fn source(&self) -> Option<&Arc<dyn ObjectSource>> {
+        self.source.as_ref()
+    }
+
     /// Lets go of what is kept in memory until it is stored. Called when an import has ended, since
     /// nothing asks for it from then on.
     pub fn trim(&self) {
@@ -166,7 +171,7 @@ impl Contents {
                 Ok(Some(bytes))
             }
             Blob::Stream(mut reader) => {
-                let writer = self.store.writer();
+                let writer = self.store.writer().session();
                 let content = preparer
                     .stream(&mut *reader, &mut |chunk| writer.send(WriteItem::Chunk(chunk)))?;
                 writer.send(WriteItem::Manifest { oid: Some(*oid), content })?;

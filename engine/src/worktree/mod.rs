@@ -1,24 +1,42 @@
 //! The meaning of every operation on a worktree, without a kernel.
 //!
-//! A worktree is a [`Base`] seen as files with attributes, plus the synthetic `.git` file in its
-//! root that leads git to the worktree's git directory. It is read-only.
+//! A worktree is a base tree seen as files ([`clean`]) and, if it is writable, what its branch has
+//! changed ([`live`]). Where the overlay knows nothing of an inode, the base answers.
 //!
-//! Locks: none here. Attributes, names and listings come from immutable nodes that are reached
-//! through atomics; content comes from [`Contents`], whose lock is described there.
+//! Locks: reading what was never changed takes none: a bitmap says so, and attributes, names and
+//! listings then come from immutable nodes that are reached through atomics. Those of a writable
+//! worktree are described in [`live`].
 
+mod clean;
 mod contents;
+mod data;
+mod drain;
+mod live;
+#[cfg(test)]
+mod live_tests;
+mod names;
+mod reading;
+mod request;
 #[cfg(test)]
 mod tests;
+mod writing;
+mod xattrs;
 
+use std::path::Path;
 use std::sync::Arc;
 
 pub use contents::Contents;
+pub use drain::Drained;
+pub use live::{BranchState, DrainState};
+pub use request::{Allocate, Caller, NewNode, RenameMode, Seek, SetAttributes, SetTime, XattrMode};
 
-use crate::base::{Base, Dir, Location};
+use crate::base::Base;
 use crate::error::{Error, Result};
-use crate::id::Ino;
-use crate::limits::{NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
-use crate::tree::{Entry, EntryKind};
+use crate::id::{BranchNumber, Ino};
+use crate::storage::Storage;
+use crate::tree::EntryKind;
+use clean::Clean;
+use live::Live;
 
 /// Name of the file in the root of a worktree that names its git directory.
 pub const GIT_FILE_NAME: &[u8] = b".git";
@@ -32,6 +50,36 @@ pub enum NodeKind {
     Directory,
     /// A symbolic link.
     Symlink,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+}
+
+impl NodeKind {
+    const ALL: [Self; 7] = [
+        Self::File,
+        Self::Directory,
+        Self::Symlink,
+        Self::Fifo,
+        Self::Socket,
+        Self::CharDevice,
+        Self::BlockDevice,
+    ];
+
+    /// The tag stored on disk.
+    pub(crate) const fn tag(self) -> u8 {
+        self as u8
+    }
+
+    /// The inverse of [`NodeKind::tag`]; `None` for an unknown tag.
+    pub(crate) fn from_tag(tag: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(tag)).copied()
+    }
 }
 
 impl From<EntryKind> for NodeKind {
@@ -64,17 +112,22 @@ pub struct Attributes {
     pub permissions: u16,
     /// Size in bytes: of the file, of the link's target, of the directory object.
     pub size: u64,
-    /// Size in units of 512 bytes, rounded up.
+    /// Size without holes in units of 512 bytes, rounded up.
     pub blocks: u64,
-    /// Time of the last change of content, of attributes, and of the last access: one for all
-    /// until something is written.
-    pub time: Timestamp,
+    /// Time of the last access; reading does not move it.
+    pub accessed: Timestamp,
+    /// Time of the last change of content.
+    pub modified: Timestamp,
+    /// Time of the last change of content or attributes.
+    pub changed: Timestamp,
     /// Number of links: for a directory 2 and one for each subdirectory.
     pub nlink: u32,
     /// The owner.
     pub uid: u32,
     /// The group.
     pub gid: u32,
+    /// The number of a device, 0 for anything else.
+    pub rdev: u32,
 }
 
 /// One entry of a listing.
@@ -86,8 +139,8 @@ pub struct DirectoryEntry<'a> {
     pub kind: NodeKind,
     /// Its name.
     pub name: &'a [u8],
-    /// Where a listing that stopped after this entry goes on. The same for every reader and for
-    /// every mount of the same tree.
+    /// Where a listing that stopped after this entry goes on. The same for every reader, and as long
+    /// as the entry is there.
     pub cookie: u64,
     /// Its attributes, where asked for; never for `.` and `..`.
     pub attributes: Option<Attributes>,
@@ -125,251 +178,71 @@ pub struct WorktreeOptions {
     pub git_file: Option<Vec<u8>>,
 }
 
-/// A base tree seen as files.
+/// A branch seen as files.
 pub struct Worktree {
-    base: Arc<Base>,
-    contents: Arc<Contents>,
-    options: WorktreeOptions,
+    clean: Clean,
+    live: Option<Live>,
 }
-
-/// Where an inode number leads in a worktree.
-enum Node<'a> {
-    Root(Dir<'a>),
-    GitFile(&'a [u8]),
-    Entry(Dir<'a>, usize, Entry<'a>),
-}
-
-// Cookies of a listing: `.`, `..`, in the root `.git`, and then entry 0.
-const COOKIE_DOT: u64 = 1;
-const COOKIE_DOT_DOT: u64 = 2;
-const COOKIE_GIT_FILE: u64 = 3;
-const COOKIE_FIRST: u64 = 4;
 
 impl Worktree {
-    /// A worktree over `base` whose files read from `contents`.
+    /// A read-only worktree over `base` whose files read from `contents`.
     pub fn new(base: Arc<Base>, contents: Arc<Contents>, options: WorktreeOptions) -> Arc<Self> {
-        Arc::new(Self { base, contents, options })
+        Arc::new(Self { clean: Clean { base, contents, options }, live: None })
+    }
+
+    /// A writable worktree of branch `branch` over its `base`. What the branch has changed is read
+    /// from the store of `contents` and from the branch's outbox, a directory on `storage`.
+    ///
+    /// # Errors
+    /// What reading the two meets: a damaged one is no worktree.
+    pub fn writable(
+        base: Arc<Base>,
+        contents: Arc<Contents>,
+        options: WorktreeOptions,
+        branch: BranchNumber,
+        storage: Arc<dyn Storage>,
+        outbox: &Path,
+    ) -> Result<Arc<Self>> {
+        let live = Live::open(&base, contents.store(), branch, storage, outbox)?;
+        let worktree = Self { clean: Clean { base, contents, options }, live: Some(live) };
+        worktree.sweep_orphans()?;
+        Ok(Arc::new(worktree))
     }
 
     /// The tree below it.
     pub fn base(&self) -> &Arc<Base> {
-        &self.base
+        &self.clean.base
     }
 
-    /// Finds `name` in the directory `parent`; `None` if there is no such entry. `.` and `..` are
-    /// the kernel's to resolve and are not found.
-    ///
-    /// # Errors
-    /// [`Error::NotDirectory`], [`Error::NoInode`], or what loading a directory object meets.
-    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Attributes>> {
-        if parent == Ino::ROOT
-            && name == GIT_FILE_NAME
-            && let Some(git_file) = &self.options.git_file
-        {
-            return Ok(Some(self.git_file_attributes(git_file)));
-        }
-        if parent == Ino::GIT_FILE {
-            return Err(Error::NotDirectory(parent));
-        }
-        let Some(dir) = self.base.directory(parent)? else {
-            return Ok(None);
-        };
-        Ok(dir.tree().find(name).map(|index| self.entry_attributes(dir, index)))
+    /// Whether it refuses whatever would change it.
+    pub fn is_read_only(&self) -> bool {
+        self.live.is_none()
     }
 
-    /// The attributes of an inode.
-    ///
-    /// # Errors
-    /// [`Error::NoInode`], or what loading a directory object meets.
-    pub fn attributes(&self, ino: Ino) -> Result<Attributes> {
-        Ok(match self.locate(ino)? {
-            Node::Root(root) => {
-                let subtree = root.tree().subtree(root.id());
-                self.attributes_of(ino, EntryKind::Directory, subtree.size, subtree.subdirectories)
-            }
-            Node::GitFile(content) => self.git_file_attributes(content),
-            Node::Entry(dir, index, _) => self.entry_attributes(dir, index),
-        })
+    /// How its branch fares; `None` if it is read-only.
+    pub fn state(&self) -> Option<BranchState> {
+        self.live.as_ref().map(Live::state)
     }
 
-    /// Reads a regular file from `offset` into `out` and returns how many bytes it wrote: fewer
-    /// than asked for only at the end of the file.
-    ///
-    /// # Errors
-    /// [`Error::IsDirectory`], [`Error::WrongKind`] for a symbolic link, or what [`Contents::read`]
-    /// meets.
-    pub fn read(&self, ino: Ino, offset: u64, out: &mut [u8]) -> Result<usize> {
-        match self.locate(ino)? {
-            Node::Root(_) => Err(Error::IsDirectory(ino)),
-            Node::GitFile(content) => {
-                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
-                let len = out.len().min(content.len() - start);
-                out[..len].copy_from_slice(&content[start..start + len]);
-                Ok(len)
-            }
-            Node::Entry(_, _, entry) => match entry.kind {
-                EntryKind::File | EntryKind::Executable => {
-                    self.contents.read(&entry, || self.base.path(ino), offset, out)
-                }
-                EntryKind::Symlink => Err(Error::WrongKind(ino)),
-                EntryKind::Gitlink | EntryKind::Directory => Err(Error::IsDirectory(ino)),
-            },
-        }
+    /// Whether something waits for a drain.
+    pub fn is_dirty(&self) -> bool {
+        self.live.as_ref().is_some_and(Live::is_dirty)
     }
 
-    /// The target of a symbolic link.
-    ///
-    /// # Errors
-    /// [`Error::WrongKind`] for anything else, or what [`Contents::read`] meets.
-    pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
-        let Node::Entry(_, _, entry) = self.locate(ino)? else {
-            return Err(Error::WrongKind(ino));
-        };
-        if entry.kind != EntryKind::Symlink {
-            return Err(Error::WrongKind(ino));
-        }
-        // The tree was checked: no target is longer than this.
-        let mut target = vec![0; entry.size.min(SYMLINK_BYTES_MAX) as usize];
-        let read = self.contents.read(&entry, || self.base.path(ino), 0, &mut target)?;
-        target.truncate(read);
-        Ok(target)
+    /// Bytes of its outbox.
+    pub fn outbox_bytes(&self) -> u64 {
+        self.live.as_ref().map_or(0, |live| live.outbox.bytes())
     }
 
-    /// Lists the directory `ino` from `cookie` on, 0 being its start. `visit` returns whether it
-    /// took the entry; the listing stops at the first that it did not take.
-    ///
-    /// # Errors
-    /// [`Error::NotDirectory`], [`Error::NoInode`], or what loading a directory object meets.
-    pub fn read_directory(
-        &self,
-        ino: Ino,
-        cookie: u64,
-        with_attributes: bool,
-        visit: &mut dyn FnMut(DirectoryEntry<'_>) -> bool,
-    ) -> Result<()> {
-        if ino == Ino::GIT_FILE {
-            return Err(Error::NotDirectory(ino));
-        }
-        let dir = self.base.directory(ino)?;
-        let parent = match &dir {
-            Some(dir) => dir.parent(),
-            None => self.base.parent(ino)?,
-        };
-        for (name, target, next) in
-            [(&b"."[..], ino, COOKIE_DOT), (&b".."[..], parent, COOKIE_DOT_DOT)]
-        {
-            let entry = DirectoryEntry {
-                ino: target,
-                kind: NodeKind::Directory,
-                name,
-                cookie: next,
-                attributes: None,
-            };
-            if cookie < next && !visit(entry) {
-                return Ok(());
-            }
-        }
-        if ino == Ino::ROOT
-            && cookie < COOKIE_GIT_FILE
-            && let Some(git_file) = &self.options.git_file
-        {
-            let entry = DirectoryEntry {
-                ino: Ino::GIT_FILE,
-                kind: NodeKind::File,
-                name: GIT_FILE_NAME,
-                cookie: COOKIE_GIT_FILE,
-                attributes: with_attributes.then(|| self.git_file_attributes(git_file)),
-            };
-            if !visit(entry) {
-                return Ok(());
-            }
-        }
-        let Some(dir) = dir else {
-            return Ok(());
-        };
-        // The cookie of entry `i` is `COOKIE_FIRST + i`, and a listing resumes after it.
-        let first = cookie.saturating_sub(COOKIE_FIRST - 1);
-        for index in usize::try_from(first).unwrap_or(usize::MAX)..dir.tree().len() {
-            let entry = dir.entry(index);
-            let taken = visit(DirectoryEntry {
-                ino: dir.ino_of(index),
-                kind: entry.kind.into(),
-                name: entry.name,
-                cookie: COOKIE_FIRST + index as u64,
-                attributes: with_attributes.then(|| self.entry_attributes(dir, index)),
-            });
-            if !taken {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// What `statfs` reports: the space of the file system that holds the store, the inodes of this
+    /// Has `notify` called whenever something begins to wait for a drain. It must not use the
     /// worktree.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the store's file system does not answer.
-    pub fn statistics(&self) -> Result<FsStatistics> {
-        let dir = self.contents.store().dir();
-        let stat = rustix::fs::statvfs(dir)
-            .map_err(|errno| Error::io("read the free space of", dir, errno.into()))?;
-        Ok(FsStatistics {
-            block_size: u32::try_from(stat.f_frsize).unwrap_or(u32::MAX),
-            blocks: stat.f_blocks,
-            blocks_free: stat.f_bfree,
-            blocks_available: stat.f_bavail,
-            files: 1 + u64::from(self.base.entries()) + u64::from(self.options.git_file.is_some()),
-            files_free: 0,
-            name_max: NAME_BYTES_MAX as u32,
-        })
-    }
-
-    fn locate(&self, ino: Ino) -> Result<Node<'_>> {
-        if ino == Ino::GIT_FILE {
-            return match &self.options.git_file {
-                Some(content) => Ok(Node::GitFile(content)),
-                None => Err(Error::NoInode(ino)),
-            };
+    pub(crate) fn on_dirty(&self, notify: impl Fn() + Send + Sync + 'static) {
+        if let Some(live) = &self.live {
+            live.on_dirty(Box::new(notify));
         }
-        Ok(match self.base.locate(ino)? {
-            Location::Root(dir) => Node::Root(dir),
-            Location::Entry(dir, index) => Node::Entry(dir, index, dir.entry(index)),
-        })
     }
 
-    fn entry_attributes(&self, dir: Dir<'_>, index: usize) -> Attributes {
-        let entry = dir.entry(index);
-        let subdirectories = entry.subtree.map_or(0, |subtree| subtree.subdirectories);
-        self.attributes_of(dir.ino_of(index), entry.kind, entry.size, subdirectories)
-    }
-
-    fn git_file_attributes(&self, content: &[u8]) -> Attributes {
-        self.attributes_of(Ino::GIT_FILE, EntryKind::File, content.len() as u64, 0)
-    }
-
-    fn attributes_of(
-        &self,
-        ino: Ino,
-        kind: EntryKind,
-        size: u64,
-        subdirectories: u32,
-    ) -> Attributes {
-        let permissions = match kind {
-            EntryKind::File => 0o644,
-            EntryKind::Executable | EntryKind::Directory | EntryKind::Gitlink => 0o755,
-            EntryKind::Symlink => 0o777,
-        };
-        Attributes {
-            ino,
-            kind: kind.into(),
-            permissions,
-            size,
-            blocks: size.div_ceil(512),
-            time: Timestamp { seconds: self.options.time, nanoseconds: 0 },
-            nlink: if kind.is_directory() { 2 + subdirectories } else { 1 },
-            uid: self.options.uid,
-            gid: self.options.gid,
-        }
+    fn live(&self) -> Result<&Live> {
+        self.live.as_ref().ok_or(Error::ReadOnly)
     }
 }

@@ -8,12 +8,13 @@ use crate::content::Preparer;
 use crate::id::{GitOid, HashKind, TreeId};
 use crate::source::{Blob, ObjectSource};
 use crate::store::{Store, WriteItem};
-use crate::tree::{EncodedTree, TreeBuilder};
+use crate::tree::{EncodedTree, Entry, TreeBuilder};
 
-/// Blobs by the first byte of their id.
+/// Blobs by the first byte of their id, and directory objects by path.
 #[derive(Default)]
 struct FakeRepository {
     blobs: std::collections::BTreeMap<u8, Vec<u8>>,
+    trees: std::collections::BTreeMap<&'static [u8], EncodedTree>,
     reads: AtomicUsize,
     stream: bool,
 }
@@ -36,6 +37,15 @@ impl ObjectSource for FakeRepository {
         };
         Ok(Blob::Whole(bytes.to_ascii_uppercase()))
     }
+
+    fn rebuild_tree(&self, store: &Store, path: &[u8], id: TreeId) -> Result<()> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let tree = self.trees.get(path).filter(|tree| tree.subtree.id == id);
+        let tree = tree.ok_or_else(|| Error::corrupt(format!("tree {id}"), "it is another"))?;
+        let mut batch = store.batch()?;
+        batch.replace_tree(tree)?;
+        batch.commit()
+    }
 }
 
 struct Fixture {
@@ -54,10 +64,14 @@ fn file(name: &[u8], byte: u8, size: usize) -> Entry<'_> {
     Entry { kind: EntryKind::File, name, size, oid: Some(oid(byte)), content: None, subtree: None }
 }
 
-fn put(store: &Store, entries: &[Entry<'_>]) -> EncodedTree {
+fn encode(entries: &[Entry<'_>]) -> EncodedTree {
     let mut builder = TreeBuilder::new(Some(HashKind::Sha1));
     entries.iter().for_each(|entry| builder.push(entry).expect("a valid entry"));
-    let tree = builder.finish();
+    builder.finish()
+}
+
+fn put(store: &Store, entries: &[Entry<'_>]) -> EncodedTree {
+    let tree = encode(entries);
     let mut batch = store.batch().expect("a batch");
     batch.put_tree(&tree).expect("a tree");
     batch.commit().expect("a commit");
@@ -113,8 +127,8 @@ fn fixture(stream: bool) -> Fixture {
 }
 
 fn open(store: &Arc<Store>, repository: &Arc<FakeRepository>, root: TreeId) -> Arc<Worktree> {
-    let base = Base::open(Arc::clone(store), root).expect("a base");
     let source: Arc<dyn ObjectSource> = Arc::<FakeRepository>::clone(repository);
+    let base = Base::open(Arc::clone(store), Some(Arc::clone(&source)), root).expect("a base");
     let contents = Contents::new(Arc::clone(store), Some(source));
     let git_file = Some(b"gitdir: elsewhere\n".to_vec());
     Worktree::new(base, contents, WorktreeOptions { uid: 7, gid: 8, time: 1234, git_file })
@@ -160,7 +174,7 @@ fn attributes_are_those_of_the_tree() {
     assert_eq!((root.ino, root.nlink, root.permissions), (Ino::ROOT, 4, 0o755));
     let run = find(&fixture.worktree, "run");
     assert_eq!((run.permissions, run.size, run.blocks, run.nlink), (0o755, 5, 1, 1));
-    assert_eq!((run.uid, run.gid, run.time.seconds), (7, 8, 1234));
+    assert_eq!((run.uid, run.gid, run.modified.seconds), (7, 8, 1234));
     assert_eq!(find(&fixture.worktree, "a").permissions, 0o644);
     let link = find(&fixture.worktree, "dir/link");
     assert_eq!((link.kind, link.permissions, link.size), (NodeKind::Symlink, 0o777, 6));
@@ -318,7 +332,7 @@ fn damaged_content_without_a_repository_is_an_error() {
     let root = worktree.base().id();
     drop((worktree, store));
     let store = Store::open(dir.path()).expect("the store again");
-    let base = Base::open(Arc::clone(&store), root).expect("a base");
+    let base = Base::open(Arc::clone(&store), None, root).expect("a base");
     let contents = Contents::new(Arc::clone(&store), None);
     let options = WorktreeOptions { uid: 0, gid: 0, time: 0, git_file: None };
     let worktree = Worktree::new(base, contents, options);
@@ -350,6 +364,62 @@ fn converted_content_is_rebuilt_by_converting_again() {
 }
 
 #[test]
+fn a_lost_directory_is_rebuilt_from_the_repository_once() {
+    let fixture = fixture(false);
+    // None of these is in the store.
+    let directory = |name, tree: &EncodedTree| Entry {
+        kind: EntryKind::Directory,
+        size: tree.subtree.size,
+        oid: None,
+        subtree: Some(tree.subtree),
+        ..file(name, 0, 0)
+    };
+    let inner = encode(&[file(b"a", 1, 5)]);
+    let outer = encode(&[file(b"b", 2, 4), directory(b"inner", &inner)]);
+    let root = encode(&[directory(b"outer", &outer)]);
+    let ids = [&inner, &outer, &root].map(|tree| tree.subtree.id);
+    let trees = [(&b""[..], root), (b"outer", outer), (b"outer/inner", inner)];
+    let repository = FakeRepository { trees: trees.into(), ..FakeRepository::default() };
+    let repository = Arc::new(repository);
+    let worktree = open(&fixture.store, &repository, ids[2]);
+    assert_eq!(find(&worktree, "outer/inner/a").size, 5);
+    assert_eq!(find(&worktree, "outer/inner/a").size, 5);
+    assert_eq!(repository.reads.load(Ordering::Relaxed), 3);
+    assert_eq!(fixture.store.counters().trees_healed, 3);
+    for id in ids {
+        fixture.store.tree(id).expect("it is stored again");
+    }
+}
+
+#[test]
+fn a_lost_directory_that_the_repository_does_not_have_is_an_error() {
+    let fixture = fixture(false);
+    let lost = encode(&[file(b"a", 1, 5)]);
+    let root = put(
+        &fixture.store,
+        &[Entry {
+            kind: EntryKind::Directory,
+            size: lost.subtree.size,
+            oid: None,
+            subtree: Some(lost.subtree),
+            ..file(b"lost", 0, 0)
+        }],
+    )
+    .subtree;
+    let lost = lost.subtree.id;
+    let other = encode(&[file(b"other", 1, 5)]);
+    let trees = [(&b"lost"[..], other)];
+    let repository = FakeRepository { trees: trees.into(), ..FakeRepository::default() };
+    let worktree = open(&fixture.store, &Arc::new(repository), root.id);
+    let found = find(&worktree, "lost").ino;
+    let error = worktree.lookup(found, b"a").expect_err("an error");
+    assert!(matches!(error, Error::MissingTree(id) if id == lost), "{error}");
+    let base = Base::open(Arc::clone(&fixture.store), None, root.id).expect("a base");
+    assert!(base.directory(found).expect_err("an error").is_corruption());
+    assert!(Base::open(Arc::clone(&fixture.store), None, lost).is_err());
+}
+
+#[test]
 fn one_directory_object_in_memory_serves_every_commit_that_holds_it() {
     let fixture = fixture(false);
     let dir = fixture.worktree.base().root().tree().find(b"dir").expect("dir");
@@ -369,7 +439,7 @@ fn one_directory_object_in_memory_serves_every_commit_that_holds_it() {
         ],
     )
     .subtree;
-    let other = Base::open(Arc::clone(&fixture.store), other.id).expect("another base");
+    let other = Base::open(Arc::clone(&fixture.store), None, other.id).expect("another base");
     let one = fixture.worktree.base().root().child(dir).expect("dir");
     let two = other.root().child(2).expect("dir");
     assert!(std::ptr::eq(one.tree(), two.tree()));
@@ -403,7 +473,8 @@ fn items_sent_to_the_writer_are_readable_after_a_flush() {
     let fixture = fixture(false);
     let content = Preparer::new().content(b"sent");
     let id = content.id;
-    fixture.store.writer().send(WriteItem::ConvertedContent(content)).expect("sent");
-    fixture.store.writer().flush().expect("a flush");
+    let session = fixture.store.writer().session();
+    session.send(WriteItem::ConvertedContent(content)).expect("sent");
+    session.flush().expect("a flush");
     assert!(fixture.store.has_content(id).expect("the store"));
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -10,10 +11,11 @@ use std::time::Duration;
 use agentfs_engine::base::Base;
 use agentfs_engine::content::Preparer;
 use agentfs_engine::source::{Blob, ObjectSource};
+use agentfs_engine::storage::Disk;
 use agentfs_engine::store::{Batch, Store};
 use agentfs_engine::tree::{Entry, EntryKind, Subtree, TreeBuilder};
 use agentfs_engine::worktree::{Contents, Worktree, WorktreeOptions};
-use agentfs_engine::{Error, GitOid, HashKind, Result};
+use agentfs_engine::{BranchNumber, Error, GitOid, HashKind, Result, TreeId};
 use rustix::mount::UnmountFlags;
 
 use crate::cache::Levers;
@@ -57,6 +59,10 @@ impl ObjectSource for Trouble {
 
     fn converted(&self, oid: &GitOid, _path: &[u8]) -> Result<Blob> {
         self.blob(oid)
+    }
+
+    fn rebuild_tree(&self, _store: &Store, _path: &[u8], id: TreeId) -> Result<()> {
+        Err(Error::MissingTree(id))
     }
 }
 
@@ -164,16 +170,31 @@ pub(super) struct Stored {
 }
 
 pub(super) fn worktree(items: Vec<(Vec<u8>, Item)>) -> Stored {
+    let (base, contents, dir) = stored(items);
+    let git_file = Some(GIT_FILE.to_vec());
+    let options = WorktreeOptions { uid: UID, gid: GID, time: TIME, git_file };
+    Stored { worktree: Worktree::new(base, contents, options), dir }
+}
+
+/// A worktree that can be written, without a `.git` file.
+pub(super) fn writable(items: Vec<(Vec<u8>, Item)>) -> Stored {
+    let (base, contents, dir) = stored(items);
+    let options = WorktreeOptions { uid: UID, gid: GID, time: TIME, git_file: None };
+    let (branch, outbox) = (BranchNumber(1), dir.path().join("outbox/1"));
+    let worktree =
+        Worktree::writable(base, contents, options, branch, Arc::new(Disk), &outbox).unwrap();
+    Stored { worktree, dir }
+}
+
+fn stored(items: Vec<(Vec<u8>, Item)>) -> (Arc<Base>, Arc<Contents>, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let mut batch = store.batch().unwrap();
     let root = store_items(&mut batch, items);
     batch.commit().unwrap();
-    let base = Base::open(Arc::clone(&store), root.id).unwrap();
+    let base = Base::open(Arc::clone(&store), None, root.id).unwrap();
     let contents = Contents::new(store, Some(Arc::new(Trouble)));
-    let git_file = Some(GIT_FILE.to_vec());
-    let options = WorktreeOptions { uid: UID, gid: GID, time: TIME, git_file };
-    Stored { worktree: Worktree::new(base, contents, options), dir }
+    (base, contents, dir)
 }
 
 /// Whether mounts can be tested here. Where they must be, a machine that cannot fails the test.
@@ -195,7 +216,7 @@ pub(super) struct Mount {
     // In this order: the mount goes before what it serves.
     pub mounted: Mounted,
     pub point: Point,
-    _stored: Stored,
+    pub stored: Stored,
 }
 
 impl Mount {
@@ -205,13 +226,23 @@ impl Mount {
     }
 
     pub(super) fn of(items: Vec<(Vec<u8>, Item)>, options: &MountOptions) -> Option<Self> {
+        Self::serving(|| worktree(items), options)
+    }
+
+    /// Mounts a worktree that can be written, for everybody.
+    pub(super) fn writable(items: Vec<(Vec<u8>, Item)>, levers: Levers) -> Option<Self> {
+        let options = MountOptions { read_only: false, allow_other: true, levers, ..usual() };
+        Self::serving(|| writable(items), &options)
+    }
+
+    fn serving(stored: impl FnOnce() -> Stored, options: &MountOptions) -> Option<Self> {
         if !can_mount() {
             return None;
         }
-        let stored = worktree(items);
+        let stored = stored();
         let point = Point::new();
         let mounted = mount(Arc::clone(&stored.worktree), &point.path, options).unwrap();
-        Some(Self { mounted, point, _stored: stored })
+        Some(Self { mounted, point, stored })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -261,7 +292,7 @@ pub(super) struct Point {
 
 impl Point {
     pub(super) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = open_to_all();
         let path = dir.path().canonicalize().unwrap().join("mount");
         fs::create_dir(&path).unwrap();
         let (in_time, end) = mpsc::channel::<()>();
@@ -273,6 +304,11 @@ impl Point {
         });
         Self { path, _dir: dir, _in_time: in_time }
     }
+}
+
+/// A temporary directory that every user may enter.
+pub(super) fn open_to_all() -> tempfile::TempDir {
+    tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap()
 }
 
 impl Drop for Point {

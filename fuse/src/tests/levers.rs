@@ -126,7 +126,10 @@ fn each_lever_saves_its_messages() {
     for (lever, expected) in cases {
         let Some(mount) = mount_without(lever) else { return };
         pass(&mount.point.path);
-        assert_eq!(mount.repeated(|| pass(&mount.point.path)), expected, "without {lever}");
+        let mut asked = mount.repeated(|| pass(&mount.point.path));
+        // No lever here is about pages, which the kernel may give up whenever it likes.
+        asked.retain(|(name, _)| *name != "read");
+        assert_eq!(asked, expected, "without {lever}");
     }
 }
 

@@ -1,9 +1,18 @@
 //! What the crate promises, tested with and without a kernel.
 
+mod attributes;
 mod fixture;
+mod forgetting;
 mod levers;
 mod lifetime;
 mod listing;
+mod locking;
+mod namespace;
 mod operations;
+mod process;
+mod random;
 mod reading;
+mod twin;
 mod warming;
+mod writeback;
+mod writing;

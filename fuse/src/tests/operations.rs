@@ -1,7 +1,7 @@
 //! Goal: the operations mean the same whatever carries them, so they are tested without a kernel.
 
 use agentfs_engine::Ino;
-use agentfs_engine::worktree::NodeKind;
+use agentfs_engine::worktree::{Caller, NodeKind, SetAttributes};
 use rustix::io::Errno;
 
 use super::fixture::{self, MANY};
@@ -49,13 +49,13 @@ fn what_the_kernel_is_to_do_alone_is_refused_unless_switched_off() {
     assert_eq!(on.open(), Err(Errno::NOSYS));
     assert_eq!(on.open_directory(), Err(Errno::NOSYS));
     assert_eq!(on.flush(), Err(Errno::NOSYS));
-    assert_eq!(on.no_xattr(Message::Getxattr), Errno::NOSYS);
+    assert_eq!(on.xattr(Ino::ROOT, b"user.x", 0), Err(Errno::NOSYS));
     assert_eq!(on.seek(find(&on, "a.txt"), 0, libc::SEEK_DATA), Err(Errno::NOSYS));
     let (off, _dir) = ops(Levers::none());
     assert_eq!(off.open(), Ok(false));
     assert_eq!(off.open_directory(), Ok(false));
     assert_eq!(off.flush(), Ok(()));
-    assert_eq!(off.no_xattr(Message::Getxattr), Errno::OPNOTSUPP);
+    assert_eq!(off.xattr(Ino::ROOT, b"user.x", 0), Err(Errno::OPNOTSUPP));
     assert_eq!(off.seek(Ino::ROOT, 0, 99), Err(Errno::INVAL));
 }
 
@@ -154,10 +154,28 @@ fn a_panic_is_an_io_error_for_its_caller_alone() {
 #[test]
 fn whatever_writes_is_refused_and_counted() {
     let (ops, _dir) = ops(Levers::default());
-    for message in [Message::Mkdir, Message::Write, Message::Rename, Message::Setattr] {
-        assert_eq!(ops.read_only(message), Errno::ROFS);
-        assert_eq!(ops.counters().of(message), 1);
+    let caller = Caller { uid: 0, gid: 0 };
+    let file = find(&ops, "a.txt");
+    let refused = [
+        ops.make_node(caller, Ino::ROOT, b"new", 0o100_644, 0).map(drop),
+        ops.make_directory(caller, Ino::ROOT, b"new", 0o755).map(drop),
+        ops.make_link(caller, Ino::ROOT, b"new", b"target").map(drop),
+        ops.create(caller, Ino::ROOT, b"new", 0o644).map(drop),
+        ops.link(file, Ino::ROOT, b"new").map(drop),
+        ops.unlink(Ino::ROOT, b"a.txt"),
+        ops.remove_directory(Ino::ROOT, b"module"),
+        ops.rename(Ino::ROOT, b"a.txt", Ino::ROOT, b"new", 0),
+        ops.set_attributes(caller, file, &SetAttributes::default()).map(drop),
+        ops.write(file, 0, b"x", false),
+        ops.allocate(caller, file, 0, 0, 1),
+        ops.copy_range(caller, (file, 0), (file, 10), 1).map(drop),
+    ];
+    assert_eq!(refused, [Err(Errno::ROFS); 12]);
+    for message in ["mknod", "mkdir", "create", "rename", "write", "copy_file_range"] {
+        assert!(ops.counters().snapshot().contains(&(message, 1)), "{message}");
     }
+    // There is nothing to be synced, which is no failure.
+    assert_eq!(ops.sync(Message::Fsync, file), Ok(()));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 use agentfs_engine::content::Preparer;
 use agentfs_engine::progress::{Cancel, Phase, Progress};
-use agentfs_engine::store::{Store, WriteItem};
+use agentfs_engine::store::{Session, Store, WriteItem};
 use agentfs_engine::{GitOid, TreeId};
 
 use crate::error::{Error, Result};
@@ -81,6 +81,7 @@ pub fn ingest(
     }
     order.sort_unstable();
     let ingest = Ingest {
+        session: store.writer().session(),
         store,
         repository,
         progress,
@@ -157,6 +158,7 @@ fn blobs_below(store: &Store, root: TreeId, cancel: &Cancel) -> Result<Vec<Wante
 
 struct Ingest<'a> {
     store: &'a Store,
+    session: Session<'a>,
     repository: &'a Repository,
     progress: &'a dyn Progress,
     cancel: &'a Cancel,
@@ -201,7 +203,7 @@ impl Ingest<'_> {
         if let Some(fatal) = failures.fatal {
             return Err(fatal);
         }
-        self.store.writer().flush()?;
+        self.session.flush()?;
         let Some((oid, error)) = failures.first else { return Ok(()) };
         let error = error.at(&path_of(self.store, root, &oid)?);
         match failures.damaged {
@@ -272,7 +274,7 @@ impl Ingest<'_> {
         let content = preparer
             .stream(&mut stream, &mut |chunk| {
                 self.cancel.check()?;
-                self.store.writer().send(WriteItem::Chunk(chunk))
+                self.session.send(WriteItem::Chunk(chunk))
             })
             .map_err(|error| Error::streamed(&blob.oid, error))?;
         blob.check_size(content.size)?;
@@ -287,7 +289,7 @@ impl Ingest<'_> {
                 WriteItem::Manifest { content, .. } => content.size,
                 _ => 0,
             };
-            self.store.writer().send(item)?;
+            self.session.send(item)?;
             self.blobs.fetch_add(1, Ordering::Relaxed);
             self.bytes.fetch_add(size, Ordering::Relaxed);
             self.progress.advance(Phase::Ingest, 1, size);

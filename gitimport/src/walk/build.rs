@@ -168,18 +168,17 @@ impl Walk<'_> {
             return Ok(None);
         };
         drop(bytes);
-        let writer = self.store.writer();
         let size = converted.len() as u64;
         let id = if size <= WHOLE_OBJECT_BYTES_MAX {
             let content = worker.preparer.content(&converted);
             let id = content.id;
-            writer.send(WriteItem::ConvertedContent(content))?;
+            self.session.send(WriteItem::ConvertedContent(content))?;
             id
         } else {
-            let mut sink = |chunk| writer.send(WriteItem::Chunk(chunk));
+            let mut sink = |chunk| self.session.send(WriteItem::Chunk(chunk));
             let content = worker.preparer.stream(&mut &converted[..], &mut sink)?;
             let id = content.id;
-            writer.send(WriteItem::Manifest { oid: None, content })?;
+            self.session.send(WriteItem::Manifest { oid: None, content })?;
             id
         };
         self.converted.fetch_add(1, Ordering::Relaxed);

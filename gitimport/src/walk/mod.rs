@@ -20,12 +20,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use agentfs_engine::GitOid;
 use agentfs_engine::content::Preparer;
 use agentfs_engine::limits::TREE_DEPTH_MAX;
-use agentfs_engine::progress::{Cancel, Phase, Progress};
-use agentfs_engine::store::Store;
+use agentfs_engine::progress::{Cancel, Phase, Progress, Silent};
+use agentfs_engine::store::{Session, Store};
 use agentfs_engine::tree::{EntryKind, Subtree};
+use agentfs_engine::{GitOid, TreeId};
 
 use crate::attributes;
 use crate::convert::{Plan, Scope};
@@ -90,38 +90,69 @@ fn import_bounded(
     if let Some(root) = store.tree_of(tree, &key.1)? {
         return Ok(Imported { root, converted: 0, trees: ImportedTrees::default() });
     }
-    let walk = Walk {
-        store,
-        odb: Arc::clone(repository.odb()),
-        progress,
-        cancel,
-        schedule: Schedule::new(key, outer),
-        sink: TreeSink::new(store),
-        lane: Lane::default(),
-        held: AtomicU64::new(0),
-        read: AtomicU64::new(0),
-        trees_max,
-        converted: AtomicU64::new(0),
-    };
+    let schedule = Schedule::new(key, outer, b"");
+    let walk = Walk::new(store, repository, schedule, Purpose::Import, (progress, cancel));
+    let walk = Walk { trees_max, ..walk };
     progress.begin(Phase::Trees, None, None);
-    std::thread::scope(|scope| {
-        for _ in 1..workers() {
-            scope.spawn(|| walk.work());
-        }
-        walk.work();
-    });
+    walk.work_on_all_cores();
     progress.end(Phase::Trees);
     let converted = walk.converted.into_inner();
-    let Done { subtree: root, .. } = walk
-        .schedule
-        .outcome()
-        .unwrap_or_else(|| Err(Error::corrupt(tree, "its import ended without a result")))?;
+    let Done { subtree: root, .. } = walk.schedule.outcome(tree)?;
     Ok(Imported { root, converted, trees: walk.sink.finish()? })
+}
+
+/// A directory of a commit, on the way to what is in it.
+pub(crate) struct Directory {
+    /// Its git tree.
+    pub(crate) oid: GitOid,
+    /// The conversions that the directories above it ask for.
+    pub(crate) outer: Scope,
+    /// Its name, empty for the root.
+    pub(crate) name: Box<[u8]>,
+}
+
+/// Makes directory object `id` anew, which `directory` became, and stores it in the place of the
+/// damaged one. What the git map does not know of the directories below is made too, and stored
+/// where it is damaged.
+///
+/// # Errors
+/// [`Error::Engine`] if the directory becomes another object today; else as [`import_tree`].
+pub(crate) fn rebuild_tree(
+    store: &Store,
+    repository: &Repository,
+    directory: &Directory,
+    id: TreeId,
+) -> Result<()> {
+    let Directory { oid, outer, name } = directory;
+    let key = (*oid, outer.enter(name, None)?.context());
+    let schedule = Schedule::new(key, outer.clone(), name);
+    let cancel = Cancel::default();
+    let watched: (&dyn Progress, &Cancel) = (&Silent, &cancel);
+    let walk = Walk::new(store, repository, schedule, Purpose::Rebuild, watched);
+    walk.work_on_all_cores();
+    let Done { subtree, .. } = walk.schedule.outcome(oid)?;
+    if subtree.id != id {
+        let why = format!("git tree {oid} now becomes {}", subtree.id);
+        return Err(agentfs_engine::Error::corrupt(format!("tree {id}"), why).into());
+    }
+    walk.sink.finish().map(drop)
+}
+
+/// What a walk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// To store what the store does not have.
+    Import,
+    /// To store what the store has lost. Nothing in it is taken to be whole.
+    Rebuild,
 }
 
 struct Walk<'a> {
     store: &'a Store,
+    /// For contents that a checkout converts.
+    session: Session<'a>,
     odb: Arc<Odb>,
+    purpose: Purpose,
     progress: &'a dyn Progress,
     cancel: &'a Cancel,
     schedule: Schedule,
@@ -142,7 +173,41 @@ struct Worker {
     preparer: Preparer,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(
+        store: &'a Store,
+        repository: &Repository,
+        schedule: Schedule,
+        purpose: Purpose,
+        (progress, cancel): (&'a dyn Progress, &'a Cancel),
+    ) -> Self {
+        let session = store.writer().session();
+        Self {
+            store,
+            session,
+            odb: Arc::clone(repository.odb()),
+            purpose,
+            progress,
+            cancel,
+            schedule,
+            sink: TreeSink::new(store, session, purpose),
+            lane: Lane::default(),
+            held: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            trees_max: WALK_TREES_MAX,
+            converted: AtomicU64::new(0),
+        }
+    }
+
+    fn work_on_all_cores(&self) {
+        std::thread::scope(|scope| {
+            for _ in 1..workers() {
+                scope.spawn(|| self.work());
+            }
+            self.work();
+        });
+    }
+
     fn work(&self) {
         let mut worker = Worker { reader: self.odb.reader(), preparer: Preparer::new() };
         while let Some(job) = self.schedule.next() {
@@ -204,10 +269,7 @@ impl Walk<'_> {
         let mut children = Vec::new();
         for entry in tree.entries().filter(|entry| entry.kind == EntryKind::Directory) {
             let key = (entry.oid, scope.enter(entry.name, None)?.context());
-            let stored = match self.store.tree_of(&key.0, &key.1)? {
-                Some(subtree) => Some(Done { subtree, height: height(self.store, &subtree)? }),
-                None => None,
-            };
+            let stored = self.stored(&key)?;
             children.push(Child { key, name: entry.name.into(), stored });
         }
         let size = tree.size() as u64;
@@ -222,6 +284,20 @@ impl Walk<'_> {
             self.held.fetch_sub(size, Ordering::Relaxed);
         }
         Ok(parked)
+    }
+
+    /// What the git map knows of a tree.
+    fn stored(&self, (oid, context): &Key) -> Result<Option<Done>> {
+        let known = self.store.tree_of(oid, context);
+        Ok(match (self.purpose, known) {
+            (Purpose::Import, known) => match known? {
+                Some(subtree) => Some(Done { subtree, height: height(self.store, &subtree)? }),
+                None => None,
+            },
+            (Purpose::Rebuild, Err(error)) if error.is_corruption() => None,
+            // How deep it is was looked at when it was imported.
+            (Purpose::Rebuild, known) => known?.map(|subtree| Done { subtree, height: 0 }),
+        })
     }
 
     fn read_tree<'l>(

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use agentfs_engine::GitOid;
 use agentfs_engine::tree::Subtree;
 
 use super::Key;
@@ -91,8 +92,8 @@ pub(super) enum Stage {
 }
 
 impl Schedule {
-    /// A schedule that begins with the tree `key`.
-    pub(super) fn new(key: Key, outer: Scope) -> Self {
+    /// A schedule that begins with the tree `key`, called `name` in a directory of scope `outer`.
+    pub(super) fn new(key: Key, outer: Scope, name: &[u8]) -> Self {
         let mut state = State {
             nodes: Vec::new(),
             free: Vec::new(),
@@ -101,7 +102,7 @@ impl Schedule {
             running: 0,
             outcome: None,
         };
-        state.add(key, Box::default(), None, &outer);
+        state.add(key, name.into(), None, &outer);
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -212,9 +213,11 @@ impl Schedule {
         names.join(&b'/')
     }
 
-    /// The root, once [`Schedule::next`] has returned `None` to all.
-    pub(super) fn outcome(self) -> Option<Result<Done>> {
-        self.state.into_inner().unwrap_or_else(PoisonError::into_inner).outcome
+    /// What became of the first tree, `oid`, once [`Schedule::next`] has returned `None` to all.
+    pub(super) fn outcome(self, oid: &GitOid) -> Result<Done> {
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let nothing = || Err(Error::corrupt(oid, "its import ended without a result"));
+        state.outcome.unwrap_or_else(nothing)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

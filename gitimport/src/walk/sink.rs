@@ -3,10 +3,10 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agentfs_engine::GitOid;
-use agentfs_engine::store::Store;
+use agentfs_engine::store::{Session, Store};
 use agentfs_engine::tree::{EncodedTree, Subtree};
 
-use super::Key;
+use super::{Key, Purpose};
 use crate::error::Result;
 
 /// Directory objects are committed when so many bytes of them have come together.
@@ -36,6 +36,8 @@ impl ImportedTrees {
 /// Stores directory objects in the order of [`TreeSink::push`], so none before its subtrees.
 pub(super) struct TreeSink<'a> {
     store: &'a Store,
+    session: Session<'a>,
+    purpose: Purpose,
     /// Held while a batch is written; the other lock is taken under it.
     writing: Mutex<()>,
     /// Leaf lock.
@@ -50,12 +52,12 @@ struct Pending {
 }
 
 impl<'a> TreeSink<'a> {
-    pub(super) fn new(store: &'a Store) -> Self {
-        Self { store, writing: Mutex::default(), pending: Mutex::default() }
+    pub(super) fn new(store: &'a Store, session: Session<'a>, purpose: Purpose) -> Self {
+        Self { store, session, purpose, writing: Mutex::default(), pending: Mutex::default() }
     }
 
-    /// Takes the directory object of git tree `oid`, under `context`, and contents that were sent
-    /// to the store's writer before.
+    /// Takes the directory object of git tree `oid`, under `context`, whose converted contents were
+    /// sent in the session before.
     pub(super) fn push(&self, oid: GitOid, context: [u8; 32], tree: EncodedTree) -> Result<()> {
         let mut pending = lock(&self.pending);
         pending.bytes += tree.bytes.len();
@@ -80,12 +82,24 @@ impl<'a> TreeSink<'a> {
         pending.bytes = 0;
         drop(pending);
         // Converted contents that the trees name.
-        self.store.writer().flush()?;
+        self.session.flush()?;
         let mut batch = self.store.batch()?;
         for tree in &trees {
-            batch.put_tree(tree)?;
+            match self.purpose {
+                Purpose::Import => batch.put_tree(tree)?,
+                Purpose::Rebuild if self.is_damaged(tree)? => batch.replace_tree(tree)?,
+                Purpose::Rebuild => {}
+            }
         }
         Ok(batch.commit()?)
+    }
+
+    fn is_damaged(&self, tree: &EncodedTree) -> Result<bool> {
+        match self.store.tree(tree.subtree.id) {
+            Ok(_) => Ok(false),
+            Err(error) if error.is_corruption() => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

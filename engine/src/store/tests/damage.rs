@@ -29,6 +29,15 @@ fn trees_read_back_and_a_damaged_one_is_named() {
     let error = store.tree(large.subtree.id).unwrap_err();
     assert!(error.to_string().contains(&format!("tree {}", large.subtree.id)), "{error}");
     assert!(error.is_corruption());
+    let mut batch = store.batch().unwrap();
+    batch.put_tree(&large).unwrap();
+    batch.commit().unwrap();
+    assert!(store.tree(large.subtree.id).is_err(), "putting does not replace");
+    let mut batch = store.batch().unwrap();
+    batch.replace_tree(&large).unwrap();
+    batch.commit().unwrap();
+    assert_eq!(store.tree(large.subtree.id).unwrap().bytes(), large.bytes);
+    assert_eq!(store.counters().trees_healed, 1);
 }
 
 #[test]

@@ -6,9 +6,9 @@ mod damage;
 mod model;
 
 use std::collections::BTreeSet;
-use std::io;
 
 use super::*;
+use crate::BranchNumber;
 use crate::content::{CHUNK_WHOLE_MAX, Preparer};
 use crate::id::HashKind;
 use crate::testing::FaultyStorage;
@@ -86,5 +86,7 @@ fn branch(name: &str) -> Branch {
         time: 7,
         ingested: false,
         detached: false,
+        git_dir: None,
+        number: BranchNumber(1),
     }
 }

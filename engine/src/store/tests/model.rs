@@ -87,13 +87,14 @@ impl Model {
                 self.branches.remove(&branch.to_string());
             }
             Step::Send { files, flush } => {
+                let session = store.writer().session();
                 for number in files {
                     let content = content(*number).clone();
-                    store.writer().send(WriteItem::ConvertedContent(content)).unwrap();
+                    session.send(WriteItem::ConvertedContent(content)).unwrap();
                 }
                 self.sent.extend(files);
                 if *flush {
-                    store.writer().flush().unwrap();
+                    session.flush().unwrap();
                     self.files.append(&mut self.sent);
                 }
             }

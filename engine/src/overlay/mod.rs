@@ -1,0 +1,305 @@
+//! What a branch has changed relative to its base, in memory.
+//!
+//! The overlay is state without I/O: it applies changes, and remembers what a drain has not written
+//! into the store yet. Where an inode or a name is not in it, the base speaks.
+
+mod change;
+mod directory;
+mod extents;
+mod inode;
+mod row;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+
+pub use change::Put;
+pub use directory::{Directory, Known};
+pub use extents::{Extent, Extents, Source};
+pub use inode::Inode;
+pub(crate) use row::{EntryRow, InodeRow};
+
+use crate::error::{Error, Result};
+use crate::fields::Fields;
+use crate::id::Ino;
+use crate::outbox::Place;
+use crate::worktree::NodeKind;
+
+/// Extended attributes by name.
+pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
+/// A changed inode.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its attributes.
+    pub inode: Inode,
+    /// Its content.
+    pub body: Body,
+    /// Its extended attributes.
+    pub xattrs: Option<Box<Xattrs>>,
+}
+
+/// The content of a changed inode.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// That of the inode of the same number in the base.
+    Base,
+    /// A file's extents.
+    File(Box<Extents>),
+    /// The target of a symbolic link.
+    Target(Box<[u8]>),
+    /// What a directory has beside its base, if that has one of its number.
+    Directory(Box<Directory>),
+    /// None: a fifo, a socket, a device.
+    Nothing,
+}
+
+/// What has changed since the last drain began.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty {
+    /// Inodes.
+    pub(crate) inodes: HashSet<Ino>,
+    /// Names, by directory.
+    pub(crate) names: HashMap<Ino, HashSet<Box<[u8]>>>,
+}
+
+impl Dirty {
+    /// Whether nothing has changed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inodes.is_empty() && self.names.is_empty()
+    }
+
+    fn name(&mut self, dir: Ino, name: &[u8]) {
+        self.names.entry(dir).or_default().insert(name.into());
+    }
+}
+
+/// All that a branch has changed.
+#[derive(Debug, Default)]
+pub struct Overlay {
+    nodes: HashMap<Ino, Node>,
+    /// The highest number that a new inode has had.
+    last_new: u64,
+    dirty: Dirty,
+}
+
+impl Overlay {
+    /// A changed inode.
+    pub fn node(&self, ino: Ino) -> Option<&Node> {
+        self.nodes.get(&ino)
+    }
+
+    /// What has changed in a directory.
+    pub fn directory(&self, ino: Ino) -> Option<&Directory> {
+        match &self.nodes.get(&ino)?.body {
+            Body::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    /// The changed inodes, in no order.
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = (Ino, &Node)> {
+        self.nodes.iter().map(|(&ino, node)| (ino, node))
+    }
+
+    /// The number that the next new inode is to have. Numbers are never used again.
+    pub fn next_ino(&self) -> Ino {
+        Ino(self.last_new.max(Ino::FIRST_NEW.0 - 1) + 1)
+    }
+
+    /// Applies `put`. The bytes of a [`Put::Data`] are at `body`, which moves on behind them.
+    pub fn apply(&mut self, put: &Put<'_>, body: &mut Option<Place>) {
+        match put {
+            Put::Inode(ino, inode) => {
+                self.dirty.inodes.insert(*ino);
+                self.last_new = self.last_new.max(ino.0);
+                match self.nodes.get_mut(ino) {
+                    Some(node) => node.inode = *inode,
+                    None => {
+                        let node =
+                            Node { inode: *inode, body: Body::new(inode.kind), xattrs: None };
+                        self.nodes.insert(*ino, node);
+                    }
+                }
+            }
+            Put::CopyUp(ino, inode) => {
+                self.dirty.inodes.insert(*ino);
+                match self.nodes.get_mut(ino) {
+                    Some(node) => node.inode = *inode,
+                    None => {
+                        let body = match inode.kind {
+                            NodeKind::Directory => Body::new(inode.kind),
+                            _ => Body::Base,
+                        };
+                        self.nodes.insert(*ino, Node { inode: *inode, body, xattrs: None });
+                    }
+                }
+            }
+            Put::Add { dir, name, ino, position } => {
+                self.dirty.name(*dir, name);
+                if let Some(directory) = self.directory_mut(*dir) {
+                    directory.add(name, *ino, *position);
+                }
+            }
+            Put::Remove { dir, name, hides } => {
+                self.dirty.name(*dir, name);
+                if let Some(directory) = self.directory_mut(*dir) {
+                    directory.remove_added(name);
+                    if *hides {
+                        directory.hide(name);
+                    }
+                }
+            }
+            Put::Target(ino, target) => {
+                self.dirty.inodes.insert(*ino);
+                if let Some(node) = self.nodes.get_mut(ino) {
+                    node.body = Body::Target((*target).into());
+                }
+            }
+            Put::Xattr(ino, name, value) => {
+                self.dirty.inodes.insert(*ino);
+                if let Some(node) = self.nodes.get_mut(ino) {
+                    node.set_xattr(name, *value);
+                }
+            }
+            Put::Data { ino, offset, len } => {
+                let Some(place) = body.take() else { return };
+                *body = Some(place.at(*len));
+                self.change_file(*ino, *offset..*offset + *len, Some(Source::Fresh(place)));
+            }
+            Put::Hole { ino, offset, len } => {
+                self.change_file(*ino, *offset..*offset + *len, None);
+            }
+            Put::Share { ino, offset, len, source } => {
+                self.change_file(*ino, *offset..*offset + *len, Some(source.clone()));
+            }
+            Put::Forget(ino) => self.forget(*ino),
+        }
+    }
+
+    /// Applies the change that the head of a record holds; its body is `body_len` bytes at `body`.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for bytes that are no change: nothing is applied then.
+    pub fn replay(&mut self, head: &[u8], body: Place, body_len: u64) -> Result<()> {
+        let bad = |why| Error::corrupt("a record of the outbox", why);
+        let mut fields = Fields(head);
+        let mut puts = Vec::new();
+        let mut data = 0_u64;
+        while !fields.0.is_empty() {
+            let put = Put::decode(&mut fields).ok_or_else(|| bad("it is no change"))?;
+            if let Put::Data { len, .. } = put {
+                data = data.saturating_add(len);
+            }
+            puts.push(put);
+        }
+        if data != body_len {
+            return Err(bad("its body does not have the stated length"));
+        }
+        let mut body = Some(body);
+        for put in &puts {
+            self.apply(put, &mut body);
+        }
+        Ok(())
+    }
+
+    /// Takes what has changed since the last call.
+    pub(crate) fn take_dirty(&mut self) -> Dirty {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Takes back what was taken and could not be written.
+    pub(crate) fn give_back(&mut self, dirty: Dirty) {
+        self.dirty.inodes.extend(dirty.inodes);
+        for (dir, names) in dirty.names {
+            self.dirty.names.entry(dir).or_default().extend(names);
+        }
+    }
+
+    /// Whether something has changed since the last drain began.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Takes from `after` where the bytes of a drained file lie.
+    pub(crate) fn settle(&mut self, ino: Ino, before: &Extents, after: &Extents) {
+        if let Some(Node { body: Body::File(extents), .. }) = self.nodes.get_mut(&ino) {
+            extents.settle(before, after);
+        }
+    }
+
+    /// The inodes that have no name any more, in order.
+    pub(crate) fn orphans(&self) -> Vec<Ino> {
+        let orphans = self.nodes.iter().filter(|(_, node)| node.inode.nlink == 0);
+        let mut orphans: Vec<_> = orphans.map(|(&ino, _)| ino).collect();
+        orphans.sort_unstable();
+        orphans
+    }
+
+    fn change_file(&mut self, ino: Ino, range: Range<u64>, source: Option<Source>) {
+        self.dirty.inodes.insert(ino);
+        let Some(node) = self.nodes.get_mut(&ino) else { return };
+        if matches!(node.body, Body::Base) {
+            node.body = Body::File(Box::default());
+        }
+        if let Body::File(extents) = &mut node.body {
+            match source {
+                Some(source) => extents.set(range, source),
+                None => extents.clear(range),
+            }
+        }
+    }
+
+    fn forget(&mut self, ino: Ino) {
+        self.dirty.inodes.insert(ino);
+        if let Some(Node { body: Body::Directory(directory), .. }) = self.nodes.remove(&ino) {
+            let names = directory.hidden().chain(directory.added_from(0).map(|(_, name, _)| name));
+            for name in names {
+                self.dirty.name(ino, name);
+            }
+        }
+    }
+
+    fn directory_mut(&mut self, ino: Ino) -> Option<&mut Directory> {
+        match &mut self.nodes.get_mut(&ino)?.body {
+            Body::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+}
+
+impl Node {
+    /// An extended attribute.
+    pub fn xattr(&self, name: &[u8]) -> Option<&[u8]> {
+        self.xattrs.as_ref()?.get(name).map(|value| &**value)
+    }
+
+    fn set_xattr(&mut self, name: &[u8], value: Option<&[u8]>) {
+        match value {
+            Some(value) => {
+                self.xattrs.get_or_insert_default().insert(name.into(), value.into());
+            }
+            None => {
+                if let Some(xattrs) = &mut self.xattrs {
+                    xattrs.remove(name);
+                    if xattrs.is_empty() {
+                        self.xattrs = None;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Body {
+    /// The content of a new inode.
+    fn new(kind: NodeKind) -> Self {
+        match kind {
+            NodeKind::File => Self::File(Box::default()),
+            NodeKind::Directory => Self::Directory(Box::default()),
+            NodeKind::Symlink => Self::Target(Box::default()),
+            _ => Self::Nothing,
+        }
+    }
+}

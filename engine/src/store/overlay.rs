@@ -1,0 +1,147 @@
+//! What is drained of the branches: rows of inodes and names, and how far each branch is drained.
+//!
+//! Keys begin with the number of the branch and go on with that of the inode, both big-endian, so
+//! that what belongs together lies together.
+
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::batch::Batch;
+use super::tables::{Table, corrupt_entry};
+use super::{Store, decode_sealed};
+use crate::error::Result;
+use crate::fields::Fields;
+use crate::id::{BranchNumber, Ino, Sequence};
+use crate::overlay::{EntryRow, InodeRow, Known, Node, Overlay};
+
+fn branch_prefix(branch: BranchNumber) -> [u8; 8] {
+    branch.0.to_be_bytes()
+}
+
+fn inode_key(branch: BranchNumber, ino: Ino) -> Vec<u8> {
+    [branch_prefix(branch), ino.0.to_be_bytes()].concat()
+}
+
+fn entry_key(branch: BranchNumber, dir: Ino, name: &[u8]) -> Vec<u8> {
+    let mut key = inode_key(branch, dir);
+    key.extend_from_slice(name);
+    key
+}
+
+/// Takes the number of the branch and of the inode off a key.
+fn split_key(key: &[u8]) -> Option<(Ino, &[u8])> {
+    let (_, rest) = key.split_at_checked(8)?;
+    let (ino, name) = rest.split_first_chunk::<8>()?;
+    Some((Ino(u64::from_be_bytes(*ino)), name))
+}
+
+impl Store {
+    /// A number for a new branch. No other has it or had it, since the clock gives it, and the
+    /// numbers that it gave before.
+    pub fn new_branch_number(&self) -> BranchNumber {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let last = self.last_branch.fetch_max(now, Ordering::Relaxed);
+        if now > last {
+            return BranchNumber(now);
+        }
+        BranchNumber(self.last_branch.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// What is drained of a branch: its overlay, and the last record that is in it.
+    ///
+    /// # Errors
+    /// What reading the database meets, [`crate::Error::Corrupt`] for rows that cannot be.
+    pub(crate) fn overlay(&self, branch: BranchNumber) -> Result<(Overlay, Sequence)> {
+        let prefix = branch_prefix(branch);
+        let bad = |table, key: &[u8]| corrupt_entry(table, key, "its fields are impossible");
+        self.core.read(|snapshot| {
+            let mut overlay = Overlay::default();
+            let state = snapshot.get(Table::Overlays, &prefix, |sealed| {
+                decode_sealed(Table::Overlays, &prefix, sealed, |value| {
+                    let mut fields = Fields(value);
+                    let state = (Sequence(fields.u64()?), fields.u64()?);
+                    fields.0.is_empty().then_some(state)
+                })
+            })?;
+            let Some((drained, last_new)) = state else {
+                return Ok((overlay, Sequence::NONE));
+            };
+            overlay.load_last_new(last_new);
+            let table = Table::OverlayInodes;
+            snapshot.scan(table, &prefix, |key, sealed| {
+                let node = decode_sealed(table, key, sealed, InodeRow::decode)?;
+                let (ino, rest) = split_key(key).ok_or_else(|| bad(table, key))?;
+                if !rest.is_empty() || ino.0 > last_new && ino.is_new() {
+                    return Err(bad(table, key));
+                }
+                overlay.load_inode(ino, node);
+                Ok(())
+            })?;
+            let table = Table::OverlayEntries;
+            snapshot.scan(table, &prefix, |key, sealed| {
+                let known = decode_sealed(table, key, sealed, EntryRow::decode)?;
+                let (dir, name) = split_key(key).ok_or_else(|| bad(table, key))?;
+                if name.is_empty() || !overlay.load_entry(dir, name, known) {
+                    return Err(corrupt_entry(table, key, "it is in no directory"));
+                }
+                Ok(())
+            })?;
+            Ok((overlay, drained))
+        })
+    }
+}
+
+impl Batch<'_> {
+    /// Puts a changed inode of a branch into its row, or takes the row away; `false` for one of
+    /// which some bytes lie in the outbox.
+    pub(crate) fn put_inode(
+        &mut self,
+        branch: BranchNumber,
+        ino: Ino,
+        node: Option<&Node>,
+    ) -> bool {
+        let key = inode_key(branch, ino);
+        match node.map(InodeRow::encode) {
+            Some(Some(row)) => self.put_sealed(Table::OverlayInodes, key, row),
+            Some(None) => return false,
+            None => self.change(Table::OverlayInodes, key, None),
+        }
+        true
+    }
+
+    /// Puts a changed entry of a directory of a branch into its row, or takes the row away.
+    pub(crate) fn put_entry(
+        &mut self,
+        branch: BranchNumber,
+        dir: Ino,
+        name: &[u8],
+        known: Option<Known>,
+    ) {
+        let key = entry_key(branch, dir, name);
+        match known {
+            Some(known) => self.put_sealed(Table::OverlayEntries, key, EntryRow::encode(known)),
+            None => self.change(Table::OverlayEntries, key, None),
+        }
+    }
+
+    /// Forgets all that is drained of a branch.
+    ///
+    /// # Errors
+    /// What reading the database meets.
+    pub fn remove_overlay(&mut self, branch: BranchNumber) -> Result<()> {
+        let prefix = branch_prefix(branch);
+        for table in [Table::Overlays, Table::OverlayInodes, Table::OverlayEntries] {
+            for key in self.keys(table, &prefix)? {
+                self.change(table, key, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// States up to which record a branch is drained, and the highest number of a new inode.
+    pub(crate) fn put_drained(&mut self, branch: BranchNumber, drained: Sequence, last_new: u64) {
+        let value = [drained.0.to_le_bytes(), last_new.to_le_bytes()].concat();
+        self.put_sealed(Table::Overlays, branch_prefix(branch).to_vec(), value);
+    }
+}
