@@ -302,6 +302,23 @@ pub struct WorktreeStatus {
     pub git_dir: WirePath,
     /// Whether all its content is in the store.
     pub ingested: bool,
+    /// What differs from its commit; none where nothing can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Changes>,
+}
+
+/// How the changes of a worktree fare.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// Files, directories and links that were changed or made.
+    pub inodes: u64,
+    /// Bytes of the outbox.
+    pub outbox_bytes: u64,
+    /// Whether something is in the outbox only.
+    pub waiting: bool,
+    /// Why no more changes are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// What was counted since the daemon started.

@@ -269,6 +269,8 @@ fn a_branch_has_its_changes_wherever_it_is_mounted_again() {
     fs::write(mounted.join("staged"), "staged").expect("it can be written");
     git(&mounted, &["add", "staged"]);
     fs::remove_file(mounted.join("gone")).expect("it can be removed");
+    let changes = &store.json(&["status"])["worktrees"][0]["changes"];
+    assert!(changes["inodes"].as_u64() > Some(3) && changes["failure"].is_null(), "{changes}");
     let status = git(&mounted, &["status", "--porcelain", "--ignored"]);
     assert_eq!(status, " M file\n D gone\nA  staged\n!! a.o");
     store.ok(&["umount", &mounted.display().to_string()]);

@@ -72,6 +72,13 @@ fn show(out: &mut dyn Write, worktree: &WorktreeStatus, status: &Status) -> io::
     if let Some(branch) = branch_of(worktree, status) {
         writeln!(out, "  content     {}", ps::content(branch))?;
     }
+    if let Some(changes) = &worktree.changes {
+        let place = if changes.waiting { "some in the outbox only" } else { "all in the store" };
+        writeln!(out, "  changed     {} inodes, {place}", changes.inodes)?;
+        if let Some(why) = &changes.failure {
+            writeln!(out, "  no more changes are taken: {why}")?;
+        }
+    }
     if worktree.allow_other {
         writeln!(out, "  other users may enter")?;
     }

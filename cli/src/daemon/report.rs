@@ -12,7 +12,7 @@ use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::Slot;
 use crate::error::Result;
 use crate::protocol::{
-    BranchStatus, Checked, RepositoryStatus, Stats, Status, WorktreeStats, WorktreeStatus,
+    BranchStatus, Changes, Checked, RepositoryStatus, Stats, Status, WorktreeStats, WorktreeStatus,
 };
 
 /// Longest finding of a check that is passed on, in bytes.
@@ -38,7 +38,14 @@ pub fn status(daemon: &Daemon) -> Result<Status> {
         Slot::Busy(..) => None,
         Slot::Up(up) => {
             let gone = (!up.mounted.is_alive()).then(|| "it was unmounted by others".to_owned());
-            Some(worktree_status(&up.record, gone, &branches))
+            let mut status = worktree_status(&up.record, gone, &branches);
+            status.changes = up.worktree.state().map(|state| Changes {
+                inodes: state.inodes,
+                outbox_bytes: state.outbox_bytes,
+                waiting: state.dirty,
+                failure: state.failure,
+            });
+            Some(status)
         }
         Slot::Down(record, why) => Some(worktree_status(&record, Some(why), &branches)),
     });
@@ -84,6 +91,7 @@ fn worktree_status(
         allow_other: record.allow_other,
         git_dir: record.git_dir.as_path().into(),
         ingested: branch.is_some_and(|branch| branch.ingested),
+        changes: None,
     }
 }
 
