@@ -95,12 +95,12 @@ levers! {
     default_permissions = true,
     /// [`crate::Mounted::warm`] fills the kernel's caches before they are asked.
     prewarm = true,
-    /// The kernel keeps what is written and sends it when a file is closed and not used any more,
-    /// synced, or memory is short, instead of at once. Many small writes become few messages. What a
-    /// program was told to be written is then lost with the kernel, and so is known of a full store
-    /// only at the close or sync; size and times of a file are the kernel's to say until it has sent
-    /// them, so that nothing but the kernel may change a file that it knows; and each close asks for
-    /// the attributes anew. Off: nothing acknowledged is lost.
+    /// The kernel keeps what is written and sends it when the file is synced, the page is old or memory
+    /// is short. Many small writes become few messages. What was written and not synced is lost with
+    /// the machine; a full store is noticed late; a part of a page is read before it is written; each
+    /// close, also of a file that was only read, makes the next `stat` ask. Size and times of a file
+    /// are the kernel's to say as long as it knows the file, so nobody else may change one. Off by
+    /// default: without it what is acknowledged is in the outbox.
     writeback_cache = false,
 }
 

@@ -8,6 +8,8 @@
 //! - Only this crate knows fuser, `/dev/fuse` and mount(2).
 //! - Engine errors become errnos in `errno.rs` and nowhere else, and what an errno cannot say is
 //!   logged there. A panic in an operation costs its caller an `EIO` and nobody else anything.
+//! - What the kernel refers to is counted in `lookups.rs`, exactly: an inode without names lives
+//!   until the last reference is given back.
 //! - Nothing here waits for a mount that may be dead or hung, except on a thread or in a process
 //!   that can be left behind.
 //!
