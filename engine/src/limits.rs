@@ -20,6 +20,9 @@ pub const XATTRS_BYTES_MAX: usize = 128 << 10;
 pub const LINKS_MAX: u32 = i32::MAX as u32;
 /// Most bytes that one copy between files takes out of the outbox, where they cannot be shared.
 pub const COPY_BYTES_MAX: u64 = 4 << 20;
+/// Most pieces that one copy between files names, so that its record stays within
+/// [`OUTBOX_HEAD_BYTES_MAX`].
+pub const COPY_EXTENTS_MAX: usize = 8192;
 /// Largest file size that a tree may state, in bytes: the kernel's signed 64-bit offset.
 pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 /// Longest chunk in bytes, before compression.

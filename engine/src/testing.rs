@@ -50,10 +50,15 @@ struct Shared {
     refuse_writes: bool,
     refuse_to_reserve: bool,
     on_sync: Option<Hook>,
+    /// What happens before the next read of a file whose name ends so.
+    at_next_read: Option<(&'static str, OnceHook)>,
 }
 
 /// What a test wants to happen during a sync of the file or directory.
 type Hook = Arc<dyn Fn(&Path) + Send + Sync>;
+
+/// What a test wants to happen once.
+type OnceHook = Box<dyn FnOnce() + Send>;
 
 #[derive(Clone, Default)]
 struct Bytes {
@@ -144,10 +149,25 @@ impl FaultyStorage {
         self.lock().on_sync = Some(Arc::new(hook));
     }
 
+    /// Runs `hook` once, before the next read of a file whose name ends in `suffix`, in the thread
+    /// that reads.
+    pub fn at_next_read(&self, suffix: &'static str, hook: impl FnOnce() + Send + 'static) {
+        self.lock().at_next_read = Some((suffix, Box::new(hook)));
+    }
+
+    /// Takes back what [`Self::on_sync`] and [`Self::at_next_read`] were told.
+    pub fn forget_hooks(&self) {
+        let mut shared = self.lock();
+        let hooks = (shared.on_sync.take(), shared.at_next_read.take());
+        drop(shared);
+        // What they hold may hold this storage.
+        drop(hooks);
+    }
+
     /// Makes this storage ignore syncs of files and directories whose path ends in `suffix`, while it
-    /// reports success. With it a test can show that it notices a missing sync.
-    pub fn ignore_syncs_of(&self, suffix: &'static str) {
-        self.lock().ignore_syncs_of = Some(suffix);
+    /// reports success; `None` ends that. With it a test can show that it notices a missing sync.
+    pub fn ignore_syncs_of(&self, suffix: impl Into<Option<&'static str>>) {
+        self.lock().ignore_syncs_of = suffix.into();
     }
 
     /// What a machine finds when it starts again: everything synced, and of the rest what `seed`
@@ -220,6 +240,16 @@ impl FaultyStorage {
         let hook = self.lock().on_sync.clone();
         if let Some(hook) = hook {
             hook(path);
+        }
+    }
+
+    fn hook_read(&self, path: &Path) {
+        let mut shared = self.lock();
+        let is_it = |(suffix, _): &mut (&str, OnceHook)| path.to_string_lossy().ends_with(*suffix);
+        let hook = shared.at_next_read.take_if(is_it);
+        drop(shared);
+        if let Some((_, hook)) = hook {
+            hook();
         }
     }
 
@@ -480,6 +510,7 @@ impl File for Handle {
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.storage.hook_read(&self.path);
         let _powered = self.storage.powered()?;
         let bytes = lock(&self.bytes);
         let from = usize::try_from(offset).unwrap_or(usize::MAX);

@@ -4,9 +4,6 @@ use crate::fields::Fields;
 use crate::id::Ino;
 use crate::worktree::{NodeKind, Timestamp};
 
-/// Nanoseconds in a second.
-const NANOSECONDS: u32 = 1_000_000_000;
-
 /// What `stat` reports of an inode, as far as it is not derived from its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inode {
@@ -76,5 +73,5 @@ impl Inode {
 fn timestamp(fields: &mut Fields<'_>) -> Option<Timestamp> {
     let seconds = i64::from_le_bytes(fields.take()?);
     let nanoseconds = fields.u32()?;
-    (nanoseconds < NANOSECONDS).then_some(Timestamp { seconds, nanoseconds })
+    Some(Timestamp { seconds, nanoseconds }).filter(|time| time.is_possible())
 }

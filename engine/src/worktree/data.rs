@@ -3,7 +3,7 @@
 use super::{Allocate, Attributes, Caller, NodeKind, SetAttributes, Worktree};
 use crate::error::{Denial, Error, Result};
 use crate::id::Ino;
-use crate::limits::{COPY_BYTES_MAX, FILE_BYTES_MAX};
+use crate::limits::{COPY_BYTES_MAX, COPY_EXTENTS_MAX, FILE_BYTES_MAX};
 use crate::overlay::{Body, Extent, Inode, Put, Source};
 
 impl Worktree {
@@ -21,6 +21,11 @@ impl Worktree {
     ) -> Result<Attributes> {
         let mut change = self.change()?;
         let (now, old) = (change.now, *change.inode(ino)?);
+        for time in [set.accessed, set.modified].into_iter().flatten() {
+            if !change.moment(time).is_possible() {
+                return Err(Error::Denied(ino, Denial::Invalid));
+            }
+        }
         if let Some(size) = set.size {
             check_file(ino, &old)?;
             if size > FILE_BYTES_MAX {
@@ -130,7 +135,8 @@ impl Worktree {
 
     /// Copies a range of one regular file to another, or to another place of the same, and returns
     /// how many bytes it copied: fewer than asked for at the end of the source, and where much of it
-    /// lies in the outbox. What lies in the store or in the base is shared, not copied.
+    /// lies in the outbox or in many pieces. What lies in the store or in the base is shared, not
+    /// copied.
     ///
     /// # Errors
     /// As [`Worktree::set_attributes`]; what reading the source meets.
@@ -162,7 +168,11 @@ impl Worktree {
         change.own_content(to)?;
         let mut pieces = self.pieces(from, from_offset, len);
         let mut fresh = 0;
-        for (start, extent) in &mut pieces {
+        for (index, (start, extent)) in pieces.iter_mut().enumerate() {
+            if index == COPY_EXTENTS_MAX {
+                len = *start - from_offset;
+                break;
+            }
             if matches!(extent.source, Source::Fresh(_)) {
                 let room = COPY_BYTES_MAX - fresh;
                 if extent.len > room {

@@ -9,11 +9,19 @@
 
 mod clean;
 mod contents;
+#[cfg(test)]
+mod crash_tests;
 mod data;
 mod drain;
+#[cfg(test)]
+mod fixture;
 mod live;
 #[cfg(test)]
 mod live_tests;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod model_tests;
 mod names;
 mod reading;
 mod request;
@@ -99,6 +107,13 @@ pub struct Timestamp {
     pub seconds: i64,
     /// Nanoseconds within the second, below 1,000,000,000.
     pub nanoseconds: u32,
+}
+
+impl Timestamp {
+    /// Whether the nanoseconds are within the second.
+    pub(crate) fn is_possible(self) -> bool {
+        self.nanoseconds < 1_000_000_000
+    }
 }
 
 /// What `stat` reports of an inode.

@@ -270,8 +270,7 @@ pub(super) fn attributes_of(ino: Ino, node: &Node) -> Attributes {
     let inode = &node.inode;
     let allocated = match &node.body {
         Body::File(extents) => extents.allocated(),
-        Body::Base => inode.size,
-        _ => 0,
+        _ => inode.size,
     };
     Attributes {
         ino,
