@@ -4,15 +4,17 @@
 //! decompressed once: its blake3 and, where it is a whole git blob, the object id are computed in
 //! the same pass. Contents of several chunks are hashed chunk by chunk, one content a thread.
 
+mod branch;
 mod finding;
 mod index;
+mod overlay;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
@@ -64,17 +66,26 @@ pub struct CheckReport {
     pub bytes: u64,
     /// Bytes of segment files that nothing uses. They are no damage.
     pub waste: u64,
+    /// Branches with changes that were verified.
+    pub branches: u64,
+    /// Changed inodes of branches.
+    pub inodes: u64,
+    /// Changed names of branches.
+    pub names: u64,
+    /// Records of outboxes that are not drained.
+    pub records: u64,
     /// What is wrong, sorted.
     pub findings: Vec<Finding>,
 }
 
 /// Verifies every chunk, tree, reference and git map entry of `store`, as it is when the check
-/// begins.
+/// begins, and what its branches have changed, each as it is when its turn comes. Worktrees may go on
+/// being written.
 ///
 /// # Errors
 /// [`Error::Cancelled`]. Damage is no error: it is a finding.
 pub fn check(
-    store: &Store,
+    store: &Arc<Store>,
     git: &dyn GitVerifier,
     progress: &dyn Progress,
     cancel: &Cancel,
@@ -85,6 +96,7 @@ pub fn check(
     let bytes = index.objects.iter().map(|located| u64::from(located.raw_len)).sum();
     progress.begin(Phase::Check, Some(index.objects.len() as u64), Some(bytes));
     let checker = Checker {
+        store,
         segments: store.core().segments(),
         snapshot: &snapshot,
         sizes: index.sizes(),
@@ -112,9 +124,14 @@ struct Counts {
     mapped: AtomicU64,
     bytes: AtomicU64,
     waste: AtomicU64,
+    branches: AtomicU64,
+    inodes: AtomicU64,
+    names: AtomicU64,
+    records: AtomicU64,
 }
 
 struct Checker<'a> {
+    store: &'a Arc<Store>,
     segments: &'a Segments,
     snapshot: &'a Snapshot,
     index: &'a Index,
@@ -165,6 +182,8 @@ impl Checker<'_> {
         self.check_map();
         self.check_records();
         self.check_segments();
+        self.index.branches.par_iter().try_for_each(|branch| self.check_branch(branch))?;
+        self.check_owners();
         Ok(())
     }
 
@@ -172,7 +191,18 @@ impl Checker<'_> {
         let mut findings = self.findings.into_inner().unwrap_or_else(PoisonError::into_inner);
         findings.sort_unstable();
         findings.dedup();
-        let Counts { chunks, trees, contents, mapped, bytes, waste } = self.counts;
+        let Counts {
+            chunks,
+            trees,
+            contents,
+            mapped,
+            bytes,
+            waste,
+            branches,
+            inodes,
+            names,
+            records,
+        } = self.counts;
         CheckReport {
             chunks: chunks.into_inner(),
             trees: trees.into_inner(),
@@ -180,6 +210,10 @@ impl Checker<'_> {
             mapped: mapped.into_inner(),
             bytes: bytes.into_inner(),
             waste: waste.into_inner(),
+            branches: branches.into_inner(),
+            inodes: inodes.into_inner(),
+            names: names.into_inner(),
+            records: records.into_inner(),
             findings,
         }
     }
@@ -398,6 +432,41 @@ impl Checker<'_> {
             if !branches.iter().any(known) {
                 let record = format!("worktree {}", dir.display());
                 dangling(record, format!("branch {repository}:{branch}"));
+            }
+        }
+    }
+
+    /// Verifies what a branch has changed.
+    fn check_branch(&self, branch: &Branch) -> Result<()> {
+        self.cancel.check()?;
+        let mut find = |finding| self.find(finding);
+        let Some(changed) = branch::gather(self.store, branch, &mut find) else { return Ok(()) };
+        overlay::check(&changed, &mut find);
+        let Counts { branches, inodes, names, records, .. } = &self.counts;
+        let (changed_inodes, changed_names) = changed.rows;
+        for (counter, by) in [
+            (branches, u64::from(changed.examined.segments + changed_inodes > 0)),
+            (inodes, changed_inodes),
+            (names, changed_names),
+            (records, changed.examined.records),
+        ] {
+            counter.fetch_add(by, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Looks for rows and outboxes of branches that are not on record.
+    fn check_owners(&self) {
+        let known: HashSet<_> = self.index.branches.iter().map(|branch| branch.number).collect();
+        for (&number, &rows) in &self.index.rows {
+            if !known.contains(&number) {
+                self.find(Finding::RowsOfNoBranch { number, rows });
+            }
+        }
+        // An outbox is made before its branch is on record, and holds nothing until then.
+        for number in branch::outboxes(self.store) {
+            if !known.contains(&number) && branch::is_used(self.store, number) {
+                self.find(Finding::OutboxOfNoBranch { number });
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::id::{ChunkId, ContentId, GitOid, Ino, TreeId};
+use crate::id::{ChunkId, ContentId, GitOid, Ino, Sequence, TreeId};
 
 /// A result of the engine.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -36,6 +36,19 @@ pub enum Error {
         /// The object, as a noun phrase with its id.
         what: String,
         /// What is wrong with it.
+        why: String,
+    },
+    /// An outbox is not what it must be: a record that was durable is damaged or missing, or what no
+    /// crash leaves behind is there.
+    #[error("{}", outbox_damage(segment, *offset, *record, why))]
+    Outbox {
+        /// The segment file.
+        segment: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// The record that should be there, where one is concerned.
+        record: Option<Sequence>,
+        /// What is wrong.
         why: String,
     },
     /// A chunk is named but not stored.
@@ -191,6 +204,7 @@ impl Error {
         matches!(
             self,
             Self::Corrupt { .. }
+                | Self::Outbox { .. }
                 | Self::MissingChunk(_)
                 | Self::MissingContent(_)
                 | Self::MissingTree(_)
@@ -201,6 +215,16 @@ impl Error {
     /// there is some.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Io { source, .. } if is_full(source))
+    }
+}
+
+fn outbox_damage(segment: &Path, offset: u64, record: Option<Sequence>, why: &str) -> String {
+    let path = segment.display();
+    match record {
+        Some(record) => {
+            format!("record {record} of the outbox, in {path} at byte {offset}, is damaged: {why}")
+        }
+        None => format!("the outbox segment {path} at byte {offset} is damaged: {why}"),
     }
 }
 

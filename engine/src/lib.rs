@@ -23,6 +23,7 @@ pub mod limits;
 pub mod outbox;
 mod overlay;
 pub mod progress;
+pub mod repair;
 pub mod source;
 pub mod storage;
 pub mod store;

@@ -127,6 +127,11 @@ impl FaultyStorage {
         self.lock().room = bytes;
     }
 
+    /// The bytes by which files can still grow; `None` if there is no limit.
+    pub fn room(&self) -> Option<u64> {
+        self.lock().room
+    }
+
     /// Lets sync number `sync`, counted from 0, fail while the power stays. What it should have saved
     /// is lost: programs go on reading it, but no later sync saves it.
     pub fn lose_at(&self, sync: u64) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::id::{ChunkId, ContentId, GitOid, TreeId};
+use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, Ino, Sequence, TreeId};
 
 /// One thing that is wrong with a store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,6 +97,84 @@ pub enum Finding {
         /// What it names.
         names: String,
     },
+    /// There are rows of changes of a branch that is not on record.
+    RowsOfNoBranch {
+        /// The number of the branch.
+        number: BranchNumber,
+        /// How many rows there are.
+        rows: u64,
+    },
+    /// There is an outbox with records of a branch that is not on record.
+    OutboxOfNoBranch {
+        /// The number of the branch.
+        number: BranchNumber,
+    },
+    /// An outbox is damaged, or its records are no changes.
+    BadOutbox {
+        /// The branch, as repository and name.
+        branch: String,
+        /// The number of the segment, and the offset in it; `None` where the whole is concerned.
+        place: Option<(u64, u64)>,
+        /// The record that should be there.
+        record: Option<Sequence>,
+        /// What was met; it names the file.
+        why: String,
+    },
+    /// There are rows of changes of a branch, and none that says up to where it is drained.
+    NotDrained {
+        /// The branch.
+        branch: String,
+    },
+    /// A branch has inodes beyond the highest number that it says it has given.
+    WrongHighest {
+        /// The branch.
+        branch: String,
+        /// The number that it states.
+        stated: u64,
+        /// The highest number that an inode has.
+        found: u64,
+    },
+    /// The link count of a changed inode is not the number of its names; for a directory, not two and
+    /// one for each subdirectory.
+    WrongLinks {
+        /// The branch.
+        branch: String,
+        /// The inode.
+        ino: Ino,
+        /// The count that it has.
+        stated: u32,
+        /// The count that it should have.
+        found: u32,
+    },
+    /// What a branch says of an inode cannot be so.
+    BadInode {
+        /// The branch.
+        branch: String,
+        /// The inode.
+        ino: Ino,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// What a branch says of a name cannot be so.
+    BadName {
+        /// The branch.
+        branch: String,
+        /// The directory.
+        dir: Ino,
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A changed file names a chunk that is not stored.
+    LostBytes {
+        /// The branch.
+        branch: String,
+        /// The file.
+        ino: Ino,
+        /// The chunk.
+        chunk: ChunkId,
+    },
 }
 
 impl fmt::Display for Finding {
@@ -121,6 +199,34 @@ impl fmt::Display for Finding {
             }
             Self::Dangling { record, names } => {
                 write!(f, "{record} names {names}, which is unknown")
+            }
+            Self::RowsOfNoBranch { number, rows } => {
+                write!(
+                    f,
+                    "{rows} rows of changes belong to branch number {number}, which is unknown"
+                )
+            }
+            Self::OutboxOfNoBranch { number } => {
+                write!(f, "an outbox belongs to branch number {number}, which is unknown")
+            }
+            Self::BadOutbox { branch, why, .. } => write!(f, "branch {branch}: {why}"),
+            Self::NotDrained { branch } => {
+                write!(f, "branch {branch}: no row says up to where its changes are drained")
+            }
+            Self::WrongHighest { branch, stated, found } => write!(
+                f,
+                "branch {branch}: it states {stated} as the highest number of a new inode, and has \
+                 inode {found}"
+            ),
+            Self::WrongLinks { branch, ino, stated, found } => {
+                write!(f, "branch {branch}: inode {ino} counts {stated} links instead of {found}")
+            }
+            Self::BadInode { branch, ino, why } => write!(f, "branch {branch}: inode {ino} {why}"),
+            Self::BadName { branch, dir, name, why } => {
+                write!(f, "branch {branch}: {name:?} in directory {dir} {why}")
+            }
+            Self::LostBytes { branch, ino, chunk } => {
+                write!(f, "branch {branch}: chunk {chunk} of inode {ino} is missing")
             }
         }
     }

@@ -1,16 +1,16 @@
 //! What the tables of a store say, gathered for a check.
 
 use std::cmp::Ordering;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::Finding;
 use crate::content::StreamedContent;
 use crate::error::Result;
-use crate::id::{ChunkId, ContentId, GitOid, TreeId};
+use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, TreeId};
 use crate::store::{
     At, Branch, Extent, Object, Place, Record, Repository, Snapshot, Stored, Table, WorktreeRecord,
-    content_key, corrupt_entry, decode_manifest, decode_sealed, decode_stored, decode_subtree,
-    empty_content, oid_from_git_tree_key, oid_from_key, oid_key, unseal,
+    branch_of, content_key, corrupt_entry, decode_manifest, decode_sealed, decode_stored,
+    decode_subtree, empty_content, oid_from_git_tree_key, oid_from_key, oid_key, unseal,
 };
 use crate::tree::Subtree;
 
@@ -38,6 +38,8 @@ pub(super) struct Index {
     pub(super) repositories: Vec<Repository>,
     pub(super) branches: Vec<Branch>,
     pub(super) worktrees: Vec<WorktreeRecord>,
+    /// How many rows of changes there are of each branch.
+    pub(super) rows: BTreeMap<BranchNumber, u64>,
 }
 
 impl Index {
@@ -90,6 +92,14 @@ impl Index {
             index.git_trees.push((subtree, oid));
             Ok(())
         });
+        // What the rows say is the business of those who read a branch.
+        for table in [Table::Overlays, Table::OverlayInodes, Table::OverlayEntries] {
+            tables.each(table, |key, value| {
+                let number = branch_of(key).ok_or_else(|| corrupt_entry(table, key, BAD_KEY))?;
+                *index.rows.entry(number).or_default() += 1;
+                unseal(table, key, value).map(drop)
+            });
+        }
         tables.each(Table::Meta, |key, value| unseal(Table::Meta, key, value).map(drop));
         index.repositories = tables.records(Table::Repositories);
         index.branches = tables.records(Table::Branches);

@@ -57,7 +57,7 @@ fn segment(number: u32) -> PathBuf {
     Path::new(DIR).join(format!("segments/{number:08}.seg"))
 }
 
-fn run(store: &Store) -> CheckReport {
+fn run(store: &Arc<Store>) -> CheckReport {
     check(store, &FakeGit, &Silent, &Cancel::default()).unwrap()
 }
 
@@ -198,6 +198,10 @@ fn a_healthy_store_has_no_findings() {
             mapped: 6,
             bytes: bytes.iter().map(|bytes| bytes.len() as u64).sum(),
             waste: 0,
+            branches: 0,
+            inodes: 0,
+            names: 0,
+            records: 0,
             findings: Vec::new(),
         }
     );

@@ -57,6 +57,7 @@
 //! Unless there is damage, segments in the rows S4 to S7 are removed, and so is what follows the end.
 
 mod commit;
+mod examine;
 mod frame;
 mod log;
 mod reader;
@@ -69,8 +70,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use self::commit::Commit;
+pub(crate) use self::examine::{Examination, Examined};
 use self::log::{Fault, Log};
 pub use self::segment::Place;
+pub(crate) use self::segment::segment_number_of;
 use crate::error::{Error, Result};
 use crate::id::Sequence;
 use crate::limits::{OUTBOX_BODY_BYTES_MAX, OUTBOX_HEAD_BYTES_MAX, OUTBOX_SEGMENT_BYTES_MAX};
@@ -157,7 +160,7 @@ impl Outbox {
     /// pieces, to verify them.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] with segment, offset and sequence if a durable record is damaged or
+    /// [`Error::Outbox`] with segment, offset and sequence if a durable record is damaged or
     /// missing: then nothing is changed. [`Error::UnknownFormat`] for a segment of another version.
     /// [`Error::Io`], and what `replay` returns.
     pub fn open(

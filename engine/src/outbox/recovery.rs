@@ -25,10 +25,10 @@ pub(super) struct Recovered {
 }
 
 /// A segment file of the directory.
-struct Candidate {
-    segment: Arc<Segment>,
-    len: u64,
-    header: Option<SegmentHeader>,
+pub(super) struct Candidate {
+    pub(super) segment: Arc<Segment>,
+    pub(super) len: u64,
+    pub(super) header: Option<SegmentHeader>,
     /// The lowest first sequence that a younger segment states. From there on the younger one counts.
     limit: Sequence,
 }
@@ -108,11 +108,11 @@ struct Part {
     last: Sequence,
 }
 
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     drained: Sequence,
     candidates: &'a [Candidate],
     /// The first record that is neither drained nor read.
-    next: Sequence,
+    pub(super) next: Sequence,
     stated: Sequence,
     parts: Vec<Part>,
     stop: Option<Stop>,
@@ -127,18 +127,7 @@ pub(super) fn recover(
     replay: &mut dyn FnMut(Replayed<'_>) -> Result<()>,
 ) -> Result<Recovered> {
     let candidates = candidates(storage, dir)?;
-    let stated = candidates.iter().filter_map(|candidate| Some(candidate.header?.durable)).max();
-    let mut walk = Walk {
-        drained,
-        candidates: &candidates,
-        next: drained.next(),
-        stated: stated.unwrap_or_default().max(drained),
-        parts: Vec::new(),
-        stop: None,
-    };
-    walk.read(replay)?;
-    walk.read_statements()?;
-    walk.judge()?;
+    let walk = Walk::through(&candidates, drained, replay)?;
     let segments = walk.cut(storage)?;
     let highest = candidates.last().map_or(0, |candidate| candidate.segment.number);
     Ok(Recovered {
@@ -150,7 +139,7 @@ pub(super) fn recover(
 }
 
 /// The segment files in `dir`, in order.
-fn candidates(storage: &dyn Storage, dir: &Path) -> Result<Vec<Candidate>> {
+pub(super) fn candidates(storage: &dyn Storage, dir: &Path) -> Result<Vec<Candidate>> {
     let names = storage.list(dir).map_err(|error| Error::io("list", dir, error))?;
     let mut candidates = Vec::with_capacity(names.len());
     for name in names {
@@ -195,7 +184,29 @@ fn read_header(segment: &Segment, len: u64) -> Result<Option<SegmentHeader>> {
     }
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    /// Reads what `candidates` hold, hands each record after `drained` to `replay`, and judges the end.
+    pub(super) fn through(
+        candidates: &'a [Candidate],
+        drained: Sequence,
+        replay: &mut dyn FnMut(Replayed<'_>) -> Result<()>,
+    ) -> Result<Self> {
+        let stated =
+            candidates.iter().filter_map(|candidate| Some(candidate.header?.durable)).max();
+        let mut walk = Self {
+            drained,
+            candidates,
+            next: drained.next(),
+            stated: stated.unwrap_or_default().max(drained),
+            parts: Vec::new(),
+            stop: None,
+        };
+        walk.read(replay)?;
+        walk.read_statements()?;
+        walk.judge()?;
+        Ok(walk)
+    }
+
     /// Reads the records up to the first one that is missing.
     fn read(&mut self, replay: &mut dyn FnMut(Replayed<'_>) -> Result<()>) -> Result<()> {
         for (index, candidate) in self.candidates.iter().enumerate() {
@@ -331,8 +342,7 @@ impl Walk<'_> {
     }
 }
 
-/// An [`Error::Corrupt`] about the record that should be at `offset` of a segment.
+/// An [`Error::Outbox`] about the record that should be at `offset` of a segment.
 fn damaged_record(segment: &Segment, offset: u64, sequence: Sequence, why: &str) -> Error {
-    let path = segment.path.display();
-    Error::corrupt(format!("record {sequence} of the outbox, in {path} at byte {offset},"), why)
+    Error::Outbox { segment: segment.path.clone(), offset, record: Some(sequence), why: why.into() }
 }

@@ -95,6 +95,11 @@ pub(super) fn segment_number(name: &OsStr) -> Option<u64> {
     (OsStr::new(&segment_name(number)) == name).then_some(number)
 }
 
+/// The number of the segment at this path.
+pub(crate) fn segment_number_of(path: &Path) -> Option<u64> {
+    path.file_name().and_then(segment_number)
+}
+
 /// An open segment file. It stays readable when it is removed.
 pub(super) struct Segment {
     pub(super) number: u64,
@@ -151,7 +156,7 @@ impl Place {
     /// Fills `out` from here.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if the segment ends before, else [`Error::Io`].
+    /// [`Error::Outbox`] if the segment ends before, else [`Error::Io`].
     pub fn read(&self, out: &mut [u8]) -> Result<()> {
         self.segment.file.read_at(self.offset, out).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => damaged(
@@ -186,9 +191,9 @@ impl Place {
     }
 }
 
-/// An [`Error::Corrupt`] about the bytes at `offset` of a segment file.
+/// An [`Error::Outbox`] about the bytes at `offset` of a segment file.
 pub(super) fn damaged(path: &Path, offset: u64, why: &str) -> Error {
-    Error::corrupt(format!("the outbox segment {} at byte {offset}", path.display()), why)
+    Error::Outbox { segment: path.to_owned(), offset, record: None, why: why.into() }
 }
 
 #[cfg(test)]

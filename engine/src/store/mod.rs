@@ -43,6 +43,7 @@ pub use writer::{Session, WriteItem, Writer};
 
 pub(crate) use database::Snapshot;
 pub(crate) use open::tail_of;
+pub(crate) use overlay::{Row, branch_of, drained_of, rows_of};
 pub(crate) use read::{decode_verified, empty_content};
 pub(crate) use records::Record;
 pub(crate) use segment::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Segments, check_header};

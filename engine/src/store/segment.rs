@@ -134,7 +134,7 @@ impl Segments {
         Self { storage, dir, open: ArcSwap::default() }
     }
 
-    pub(super) fn storage(&self) -> &dyn Storage {
+    pub(crate) fn storage(&self) -> &dyn Storage {
         &*self.storage
     }
 

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::content::Preparer;
-use crate::id::{ContentId, GitOid, HashKind};
-use crate::store::{Batch, Store};
+use crate::id::{ContentId, GitOid, HashKind, TreeId};
+use crate::store::{Batch, Branch, Repository, Store};
 use crate::tree::{EncodedTree, Entry, TreeBuilder};
 
 pub(super) const BRANCH: BranchNumber = BranchNumber(3);
@@ -56,12 +56,41 @@ pub(super) fn dir() -> PathBuf {
     "/store".into()
 }
 
+/// The repository of the branch.
+fn repository() -> Repository {
+    Repository {
+        name: "demo".into(),
+        git_dir: "/r".into(),
+        origin: None,
+        hash: HashKind::Sha1,
+        attached: false,
+    }
+}
+
+/// The branch over the base `root`.
+fn branch(root: TreeId) -> Branch {
+    Branch {
+        repository: "demo".into(),
+        name: "main".into(),
+        number: BRANCH,
+        root,
+        root_oid: None,
+        commit: None,
+        time: BASE_TIME,
+        ingested: true,
+        detached: false,
+        git_dir: None,
+    }
+}
+
 /// Opens the branch whose store and outbox are below `dir` of `storage`, and makes the base if it is
 /// not there.
 pub(super) fn open(storage: Arc<dyn Storage>, dir: &Path) -> Result<Arc<Worktree>> {
     let store = Store::open_on(Arc::clone(&storage), dir)?;
     let mut batch = store.batch()?;
     let root = put(&mut batch, &base())?;
+    batch.put_repository(&repository());
+    batch.put_branch(&branch(root.subtree.id));
     batch.commit()?;
     let base = Base::open(Arc::clone(&store), None, root.subtree.id)?;
     let (uid, gid) = BASE_OWNER;

@@ -7,12 +7,16 @@
 //! listings then come from immutable nodes that are reached through atomics. Those of a writable
 //! worktree are described in [`live`].
 
+#[cfg(test)]
+mod check_tests;
 mod clean;
 mod contents;
 #[cfg(test)]
 mod crash_tests;
 mod data;
 mod drain;
+#[cfg(test)]
+mod fault_tests;
 #[cfg(test)]
 mod fixture;
 mod live;
@@ -24,6 +28,8 @@ mod model;
 mod model_tests;
 mod names;
 mod reading;
+#[cfg(test)]
+mod repair_tests;
 mod request;
 #[cfg(test)]
 mod tests;

@@ -36,6 +36,23 @@ fn open_after(storage: &FaultyStorage, drained: u64) -> Result<(Arc<Outbox>, Vec
     Ok((outbox, records))
 }
 
+/// What an examination finds, which changes nothing.
+fn examine_after(storage: &FaultyStorage, drained: u64) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    let mut replay = |record: Replayed<'_>| {
+        let mut body = vec![0; record.body_len as usize];
+        record.body.read(&mut body)?;
+        records.push((record.sequence.0, record.head.to_vec(), body));
+        Ok(())
+    };
+    let Some(examination) = Examination::begin(storage, Path::new(DIR))? else {
+        return Ok(records);
+    };
+    let examined = examination.read(Sequence(drained), &mut replay)?;
+    assert_eq!(examined.records, records.len() as u64);
+    Ok(records)
+}
+
 fn open(storage: &FaultyStorage) -> (Arc<Outbox>, Vec<Record>) {
     open_after(storage, 0).unwrap()
 }

@@ -7,10 +7,14 @@ use super::*;
 
 /// What an opening comes to: the last record, or the damage.
 fn outcome(storage: &FaultyStorage, drained: u64) -> Result<u64, String> {
-    let before: Vec<_> = (1..9).map(|number| storage.contents(&path(number))).collect();
+    let contents = || (1..9).map(|number| storage.contents(&path(number))).collect::<Vec<_>>();
+    let before = contents();
+    let examined = examine_after(storage, drained);
+    assert_eq!(before, contents(), "an examination changes nothing");
     match open_after(storage, drained) {
         Ok((outbox, found)) => {
             let last = outbox.last().0;
+            assert_eq!(examined.as_ref().unwrap(), &found, "an examination finds the same");
             assert!(outbox.durable().0 <= last);
             assert_eq!(found, records(drained + 1..=last));
             drop(outbox);
@@ -25,8 +29,8 @@ fn outcome(storage: &FaultyStorage, drained: u64) -> Result<u64, String> {
         }
         Err(error) => {
             assert!(error.is_corruption(), "{error}");
-            let after: Vec<_> = (1..9).map(|number| storage.contents(&path(number))).collect();
-            assert_eq!(before, after, "damage is left as it is");
+            assert_eq!(before, contents(), "damage is left as it is");
+            assert_eq!(examined.unwrap_err().to_string(), error.to_string());
             Err(error.to_string())
         }
     }

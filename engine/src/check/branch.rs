@@ -1,0 +1,283 @@
+//! What a branch has changed, gathered for a check: its rows, and the records of its outbox that
+//! follow them, put together as opening the branch would, but without changing anything.
+//!
+//! Beside a running worktree the two have to be of one moment. A segment is trimmed only after the
+//! transaction that says so, so if that was the same before and after the files of the outbox were
+//! opened, they hold every record that the rows do not have, and every one that the rows may have.
+
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use super::Finding;
+use crate::base::Base;
+use crate::error::{Error, Result};
+use crate::id::{BranchNumber, Ino, Sequence};
+use crate::outbox::{Examination, Examined, segment_number_of};
+use crate::overlay::{Known, Overlay};
+use crate::store::{
+    Branch, Record, Row, Snapshot, Store, Table, decode_sealed, drained_of, rows_of,
+};
+
+/// How often the rows and the outbox are looked at until they are of one moment. A drain takes far
+/// longer than that.
+const TRIES: u32 = 64;
+
+/// What a branch has changed.
+pub(super) struct Changed {
+    /// The branch, as repository and name.
+    pub(super) name: String,
+    /// The rows, and what the records make of them.
+    pub(super) overlay: Overlay,
+    /// The state of the database that the rows are from.
+    pub(super) snapshot: Arc<Snapshot>,
+    /// The base; `None` if its root cannot be read, which was reported with the trees.
+    pub(super) base: Option<Arc<Base>>,
+    /// Inodes that a row names which belongs to no directory, once for each such row.
+    pub(super) strays: Vec<Ino>,
+    /// Whether every row and record could be read and applied: otherwise names and link counts tell
+    /// nothing.
+    pub(super) whole: bool,
+    /// Rows of inodes and of names.
+    pub(super) rows: (u64, u64),
+    /// What was read of the outbox.
+    pub(super) examined: Examined,
+}
+
+/// The name of a branch in findings.
+pub(super) fn shown(branch: &Branch) -> String {
+    format!("{}:{}", branch.repository, branch.name)
+}
+
+/// The rows of a branch, and its outbox, of one moment.
+struct Moment {
+    snapshot: Arc<Snapshot>,
+    drained: Option<(Sequence, u64)>,
+    outbox: Result<Option<Examination>>,
+}
+
+impl Moment {
+    /// `None` if the branch is no longer on record.
+    fn of(store: &Store, branch: &Branch) -> Result<Option<Self>> {
+        let storage = store.core().segments().storage();
+        let dir = store.outbox_dir(branch.number);
+        for _ in 0..TRIES {
+            let before = drained_of(&store.core().snapshot(), branch.number)?;
+            let outbox = Examination::begin(storage, &dir);
+            if matches!(&outbox, Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound)
+            {
+                continue;
+            }
+            let snapshot = store.core().snapshot();
+            if !is_recorded(&snapshot, branch)? {
+                return Ok(None);
+            }
+            let drained = drained_of(&snapshot, branch.number)?;
+            if drained == before {
+                return Ok(Some(Self { snapshot, drained, outbox }));
+            }
+        }
+        Err(Error::corrupt(
+            format!("the outbox {}", dir.display()),
+            format!("its files were not the same twice in {TRIES} times"),
+        ))
+    }
+}
+
+fn is_recorded(snapshot: &Snapshot, branch: &Branch) -> Result<bool> {
+    let key = branch.key();
+    let found = snapshot.get(Table::Branches, &key, |sealed| {
+        decode_sealed(Table::Branches, &key, sealed, Branch::decode)
+    })?;
+    Ok(found.is_some_and(|found| found.number == branch.number))
+}
+
+/// Gathers what `branch` has changed; `None` if that is nothing or cannot be told. What cannot be read
+/// is reported.
+pub(super) fn gather(
+    store: &Arc<Store>,
+    branch: &Branch,
+    find: &mut dyn FnMut(Finding),
+) -> Option<Changed> {
+    let name = shown(branch);
+    let moment = match Moment::of(store, branch) {
+        Ok(moment) => moment?,
+        Err(error) => {
+            find(unreadable(error, &name));
+            return None;
+        }
+    };
+    let mut changed = Changed {
+        name,
+        overlay: Overlay::default(),
+        snapshot: moment.snapshot,
+        base: Base::open(Arc::clone(store), None, branch.root).ok(),
+        strays: Vec::new(),
+        whole: true,
+        rows: (0, 0),
+        examined: Examined::default(),
+    };
+    changed.read_rows(branch.number, moment.drained, find);
+    let drained = moment.drained.map_or(Sequence::NONE, |(drained, _)| drained);
+    match moment.outbox {
+        Ok(None) => {}
+        Ok(Some(outbox)) => changed.read_outbox(&outbox, drained, find),
+        Err(error) => {
+            changed.whole = false;
+            find(bad_outbox(error, &changed.name));
+        }
+    }
+    Some(changed)
+}
+
+/// The branch numbers of which there is an outbox.
+pub(super) fn outboxes(store: &Store) -> Vec<BranchNumber> {
+    let storage = store.core().segments().storage();
+    let names = storage.list(&store.outboxes_dir()).unwrap_or_default();
+    let number = |name: std::ffi::OsString| {
+        let name = name.into_string().ok()?;
+        let number = BranchNumber(name.parse().ok()?);
+        (number.to_string() == name).then_some(number)
+    };
+    names.into_iter().filter_map(number).collect()
+}
+
+/// Whether an outbox that no branch of the check has holds anything, and no branch that was made since
+/// has it.
+pub(super) fn is_used(store: &Store, number: BranchNumber) -> bool {
+    let storage = store.core().segments().storage();
+    let used = match Examination::begin(storage, &store.outbox_dir(number)) {
+        Ok(Some(outbox)) => match outbox.read(Sequence::NONE, &mut |_| Ok(())) {
+            Ok(examined) => examined.records > 0,
+            Err(error) => error.is_corruption(),
+        },
+        Ok(None) => false,
+        Err(error) => error.is_corruption(),
+    };
+    used && store.branches().is_ok_and(|now| now.iter().all(|branch| branch.number != number))
+}
+
+/// What was met before anything of a branch was read.
+fn unreadable(error: Error, branch: &str) -> Finding {
+    match error {
+        Error::Corrupt { ref what, .. } if what.starts_with("the outbox") => {
+            bad_outbox(error, branch)
+        }
+        error => Finding::BadEntry { table: Table::Overlays.name(), why: error.to_string() },
+    }
+}
+
+fn bad_outbox(error: Error, branch: &str) -> Finding {
+    let (place, record) = match &error {
+        Error::Outbox { segment, offset, record, .. } => {
+            (segment_number_of(segment).map(|number| (number, *offset)), *record)
+        }
+        _ => (None, None),
+    };
+    Finding::BadOutbox { branch: branch.into(), place, record, why: error.to_string() }
+}
+
+impl Changed {
+    fn read_rows(
+        &mut self,
+        number: BranchNumber,
+        drained: Option<(Sequence, u64)>,
+        find: &mut dyn FnMut(Finding),
+    ) {
+        let mut highest = 0;
+        // Positions are given once in a directory; rows come directory by directory.
+        let mut positions = (Ino(0), HashSet::new());
+        let snapshot = Arc::clone(&self.snapshot);
+        let scanned = rows_of(&snapshot, number, |row| match row {
+            Ok(Row::Inode(ino, node)) => {
+                self.rows.0 += 1;
+                if ino.is_new() {
+                    highest = highest.max(ino.0);
+                }
+                self.overlay.load_inode(ino, node);
+            }
+            Ok(Row::Entry(dir, name, known)) => {
+                self.rows.1 += 1;
+                if positions.0 != dir {
+                    positions = (dir, HashSet::new());
+                }
+                let wrong = match known {
+                    Known::Added(_, position) if !positions.1.insert(position) => {
+                        Some(format!("is listed at position {position} like another name"))
+                    }
+                    _ if !self.overlay.load_entry(dir, name, known) => {
+                        Some("is in what is no directory".into())
+                    }
+                    _ => None,
+                };
+                if let Some(why) = wrong {
+                    if let Known::Added(ino, _) = known {
+                        self.strays.push(ino);
+                    }
+                    find(self.bad_name(dir, name, why));
+                }
+            }
+            Err(error) => {
+                self.whole = false;
+                // The text names the entry.
+                let table = Table::OverlayInodes.name();
+                find(Finding::BadEntry { table, why: error.to_string() });
+            }
+        });
+        if let Err(error) = scanned {
+            self.whole = false;
+            let table = Table::OverlayInodes.name();
+            find(Finding::BadTable { table, why: error.to_string() });
+        }
+        match drained {
+            Some((_, stated)) if highest > stated => {
+                let branch = self.name.clone();
+                find(Finding::WrongHighest { branch, stated, found: highest });
+            }
+            None if self.rows != (0, 0) => {
+                self.whole = false;
+                find(Finding::NotDrained { branch: self.name.clone() });
+            }
+            _ => {}
+        }
+    }
+
+    fn read_outbox(
+        &mut self,
+        outbox: &Examination,
+        drained: Sequence,
+        find: &mut dyn FnMut(Finding),
+    ) {
+        let overlay = &mut self.overlay;
+        let mut refused = None;
+        let read = outbox.read(drained, &mut |record| {
+            let body = record.body.clone();
+            overlay.replay(record.head, body, record.body_len).inspect_err(|_| {
+                let place = (record.body.segment_number(), record.body.offset());
+                refused = Some((place, record.sequence));
+            })
+        });
+        match read {
+            Ok(examined) => self.examined = examined,
+            Err(error) => {
+                self.whole = false;
+                let finding = match refused {
+                    Some((place, record)) => Finding::BadOutbox {
+                        branch: self.name.clone(),
+                        place: Some(place),
+                        record: Some(record),
+                        why: format!("record {record}, segment {}: {error}", place.0),
+                    },
+                    None => bad_outbox(error, &self.name),
+                };
+                find(finding);
+            }
+        }
+    }
+
+    /// That `name` in `dir` cannot be so.
+    pub(super) fn bad_name(&self, dir: Ino, name: &[u8], why: String) -> Finding {
+        let name = String::from_utf8_lossy(name).into_owned();
+        Finding::BadName { branch: self.name.clone(), dir, name, why }
+    }
+}

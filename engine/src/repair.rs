@@ -1,0 +1,448 @@
+//! Repairs what a check has found: a plan that can be shown, and what executes it.
+//!
+//! Only what can be known is repaired. A chunk is rebuilt from bytes that have its hash: from the file
+//! of a repository that it is or is part of, or from a record that is still in an outbox. A directory
+//! object is made anew from its git tree. Counts are counted again. What belongs to no branch is removed,
+//! and the plan says so. Nothing is ever replaced by something empty: what cannot be rebuilt stays
+//! damaged, and is reported as that.
+//!
+//! Every step is one transaction, and leaves a state in which the next repair can go on: a crash in
+//! between costs nothing.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use crate::base::{Base, Dir};
+use crate::check::Finding;
+use crate::content::{PreparedChunk, Preparer};
+use crate::error::{Error, Result};
+use crate::id::{BranchNumber, ChunkId, ContentId, Ino, TreeId};
+use crate::outbox::Examination;
+use crate::progress::Cancel;
+use crate::source::Blob;
+use crate::store::{Branch, Object, Store, Table, decode_manifest, decode_sealed, drained_of};
+use crate::worktree::Contents;
+
+/// Bytes of a file read at a time, to have it rebuilt.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// One thing that can be done about a finding. They are ordered: what others need comes first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Step {
+    /// Make a directory object anew from its git tree.
+    Tree(TreeId),
+    /// Store a content anew from its repository.
+    Content(ContentId),
+    /// Store a chunk anew.
+    Chunk(ChunkId),
+    /// State the highest number that an inode of a branch has: without that, its rows cannot be read.
+    Highest {
+        /// The branch.
+        branch: String,
+        /// The number.
+        highest: u64,
+    },
+    /// Correct the link count of a changed inode.
+    Links {
+        /// The branch, as repository and name.
+        branch: String,
+        /// The inode.
+        ino: Ino,
+        /// The count that it has.
+        stated: u32,
+        /// The count that its names make.
+        links: u32,
+    },
+    /// Remove the rows of a branch that is not on record.
+    RemoveRows {
+        /// The number of the branch.
+        number: BranchNumber,
+        /// How many rows there are.
+        rows: u64,
+    },
+    /// Remove the outbox of a branch that is not on record.
+    RemoveOutbox {
+        /// The number of the branch.
+        number: BranchNumber,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tree(id) => write!(f, "rebuild tree {id} from git"),
+            Self::Content(id) => write!(f, "rebuild content {id} from git"),
+            Self::Chunk(id) => write!(f, "rebuild chunk {id} from git or an outbox"),
+            Self::Links { branch, ino, stated, links } => {
+                write!(
+                    f,
+                    "branch {branch}: set the link count of inode {ino} from {stated} to {links}"
+                )
+            }
+            Self::Highest { branch, highest } => {
+                write!(f, "branch {branch}: set the highest number of a new inode to {highest}")
+            }
+            Self::RemoveRows { number, rows } => {
+                write!(f, "remove {rows} rows of branch number {number}, which is unknown")
+            }
+            Self::RemoveOutbox { number } => {
+                write!(f, "remove the outbox of branch number {number}, which is unknown")
+            }
+        }
+    }
+}
+
+/// What can be done about `findings`, without repetitions. Where a finding has no step, nothing can.
+pub fn plan(findings: &[Finding]) -> Vec<Step> {
+    let steps: BTreeSet<Step> = findings.iter().filter_map(step_for).collect();
+    steps.into_iter().collect()
+}
+
+fn step_for(finding: &Finding) -> Option<Step> {
+    Some(match finding {
+        Finding::BadTree { id, .. } | Finding::WrongTree { id, .. } => Step::Tree(*id),
+        Finding::WrongContent { id, .. } => Step::Content(*id),
+        Finding::BadChunk { id, .. } => Step::Chunk(*id),
+        Finding::MissingChunk { chunk, .. } | Finding::LostBytes { chunk, .. } => {
+            Step::Chunk(*chunk)
+        }
+        Finding::WrongLinks { branch, ino, stated, found } => {
+            Step::Links { branch: branch.clone(), ino: *ino, stated: *stated, links: *found }
+        }
+        Finding::WrongHighest { branch, found, .. } => {
+            Step::Highest { branch: branch.clone(), highest: *found }
+        }
+        Finding::RowsOfNoBranch { number, rows } => {
+            Step::RemoveRows { number: *number, rows: *rows }
+        }
+        Finding::OutboxOfNoBranch { number } => Step::RemoveOutbox { number: *number },
+        _ => return None,
+    })
+}
+
+/// What a repair needs to know of what uses the store.
+pub trait Surroundings {
+    /// The contents of the repository of a branch; `None` if it cannot be opened.
+    fn contents(&self, branch: &Branch) -> Option<Arc<Contents>>;
+
+    /// Whether a branch is open: then what it has in memory counts, not its rows.
+    fn is_open(&self, branch: &Branch) -> bool;
+}
+
+/// A step with what came of it; why it could not be taken, otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The step.
+    pub step: Step,
+    /// What came of it.
+    pub outcome: Result<(), String>,
+}
+
+/// Executes `steps`. The caller holds no batch.
+///
+/// # Errors
+/// [`Error::Cancelled`], and what reading the branches meets. Whatever else keeps a step from being
+/// taken is its outcome.
+pub fn execute(
+    store: &Arc<Store>,
+    steps: &[Step],
+    surroundings: &dyn Surroundings,
+    cancel: &Cancel,
+) -> Result<Vec<Taken>> {
+    let branches = store.branches()?;
+    let repair = Repair { store, branches: &branches, surroundings, cancel };
+    repair.rebuild(steps)?;
+    let mut taken = Vec::with_capacity(steps.len());
+    for step in steps {
+        cancel.check()?;
+        let outcome = repair.take(step).map_err(|error| error.to_string());
+        match &outcome {
+            Ok(()) => info!("repaired: {step}"),
+            Err(why) => warn!("not repaired: {step}: {why}"),
+        }
+        taken.push(Taken { step: step.clone(), outcome });
+    }
+    Ok(taken)
+}
+
+struct Repair<'a> {
+    store: &'a Arc<Store>,
+    branches: &'a [Branch],
+    surroundings: &'a dyn Surroundings,
+    cancel: &'a Cancel,
+}
+
+impl Repair<'_> {
+    /// Takes a step by which nothing is rebuilt; of the others, tells whether [`Self::rebuild`] has
+    /// done it.
+    fn take(&self, step: &Step) -> Result<()> {
+        match step {
+            Step::Tree(id) => self.store.tree(*id).map(drop),
+            Step::Chunk(id) => self.store.core().load(&Object::Chunk(*id)).map(drop),
+            Step::Content(id) => match self.store.has_content(*id)? {
+                true => Ok(()),
+                false => Err(Error::MissingContent(*id)),
+            },
+            Step::Links { branch, ino, stated, links } => {
+                let branch = self.closed(branch)?;
+                let (overlay, _) = self.store.overlay(branch.number)?;
+                let found = overlay.node(*ino).filter(|node| node.inode.nlink == *stated);
+                let mut node = found.ok_or(Error::NoInode(*ino))?.clone();
+                node.inode.nlink = *links;
+                let mut batch = self.store.batch()?;
+                batch.put_inode(branch.number, *ino, Some(&node));
+                batch.commit()
+            }
+            Step::Highest { branch, highest } => {
+                let branch = self.closed(branch)?;
+                let state = drained_of(&self.store.core().snapshot(), branch.number)?;
+                let Some((drained, stated)) = state else { return Ok(()) };
+                let mut batch = self.store.batch()?;
+                batch.put_drained(branch.number, drained, stated.max(*highest));
+                batch.commit()
+            }
+            Step::RemoveRows { number, .. } => {
+                self.unknown(*number)?;
+                let mut batch = self.store.batch()?;
+                batch.remove_overlay(*number)?;
+                batch.commit()
+            }
+            Step::RemoveOutbox { number } => {
+                self.unknown(*number)?;
+                self.remove_outbox(*number)
+            }
+        }
+    }
+
+    /// The branch that is called `name` and that nobody has open, nor anything in its outbox that the
+    /// rows do not have.
+    fn closed(&self, name: &str) -> Result<&Branch> {
+        let same = |branch: &&Branch| format!("{}:{}", branch.repository, branch.name) == name;
+        let branch = self.branches.iter().find(same);
+        let branch = branch.ok_or_else(|| Error::NoSuch { kind: "branch", name: name.into() })?;
+        if self.surroundings.is_open(branch) {
+            return Err(Error::Refused(format!("branch {name} is mounted: unmount it first")));
+        }
+        let drained = drained_of(&self.store.core().snapshot(), branch.number)?;
+        let drained = drained.map(|(drained, _)| drained).unwrap_or_default();
+        let storage = self.store.core().segments().storage();
+        let outbox = Examination::begin(storage, &self.store.outbox_dir(branch.number))?;
+        let records = match outbox {
+            Some(outbox) => outbox.read(drained, &mut |_| Ok(()))?.records,
+            None => 0,
+        };
+        if records > 0 {
+            return Err(Error::Refused(format!(
+                "branch {name} has {records} changes that are not drained: mount it and unmount it"
+            )));
+        }
+        Ok(branch)
+    }
+
+    /// An error if there is a branch of this number by now.
+    fn unknown(&self, number: BranchNumber) -> Result<()> {
+        match self.store.branches()?.iter().find(|branch| branch.number == number) {
+            None => Ok(()),
+            Some(branch) => Err(Error::Exists { kind: "branch", name: branch.name.clone() }),
+        }
+    }
+
+    fn remove_outbox(&self, number: BranchNumber) -> Result<()> {
+        let storage = self.store.core().segments().storage();
+        let dir = self.store.outbox_dir(number);
+        let names = storage.list(&dir).map_err(|error| Error::io("list", &dir, error))?;
+        for name in names {
+            let path = dir.join(name);
+            match storage.remove(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", &path, error));
+                }
+                _ => {}
+            }
+        }
+        storage.sync_dir(&dir).map_err(|error| Error::io("sync", &dir, error))
+    }
+
+    /// Rebuilds whatever can be of the trees, contents and chunks that `steps` name.
+    fn rebuild(&self, steps: &[Step]) -> Result<()> {
+        let chunks: HashSet<ChunkId> = steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Chunk(id) => Some(*id),
+                _ => None,
+            })
+            .collect();
+        let mut contents: HashSet<ContentId> = chunks.iter().map(|id| (*id).into()).collect();
+        if !chunks.is_empty() {
+            contents.extend(self.contents_of(&chunks)?);
+        }
+        let mut any_tree = false;
+        for step in steps {
+            match step {
+                Step::Content(id) => drop(contents.insert(*id)),
+                Step::Tree(_) => any_tree = true,
+                _ => {}
+            }
+        }
+        if contents.is_empty() && !any_tree {
+            return Ok(());
+        }
+        for branch in self.branches {
+            self.read_base(branch, &contents)?;
+        }
+        let damaged = |id: &&ChunkId| self.store.core().load(&Object::Chunk(**id)).is_err();
+        let lost: HashSet<ChunkId> = chunks.iter().filter(damaged).copied().collect();
+        if !lost.is_empty() {
+            self.search_git(&lost, &contents)?;
+        }
+        let lost: HashSet<ChunkId> = lost.iter().filter(damaged).copied().collect();
+        if !lost.is_empty() {
+            self.search_outboxes(&lost)?;
+        }
+        Ok(())
+    }
+
+    /// The contents of several chunks of which one is in `chunks`.
+    fn contents_of(&self, chunks: &HashSet<ChunkId>) -> Result<Vec<ContentId>> {
+        let mut contents = Vec::new();
+        let table = Table::Manifests;
+        self.store.core().snapshot().scan(table, b"", |key, value| {
+            let Some(id) = ContentId::from_slice(key) else { return Ok(()) };
+            // One that cannot be read was reported, and helps nobody.
+            let manifest = decode_sealed(table, key, value, |value| decode_manifest(id, value));
+            if manifest.is_ok_and(|found| found.chunks.iter().any(|(id, _)| chunks.contains(id))) {
+                contents.push(id);
+            }
+            Ok(())
+        })?;
+        Ok(contents)
+    }
+
+    /// Enters every directory of the base of a branch, and reads its files that are in `contents`: what
+    /// is damaged is rebuilt by that.
+    fn read_base(&self, branch: &Branch, wanted: &HashSet<ContentId>) -> Result<()> {
+        let Some(contents) = self.surroundings.contents(branch) else { return Ok(()) };
+        let source = contents.source().cloned();
+        let Ok(base) = Base::open(Arc::clone(self.store), source, branch.root) else {
+            return Ok(());
+        };
+        let mut pending = vec![base.root()];
+        let mut buffer = Vec::new();
+        while let Some(dir) = pending.pop() {
+            self.cancel.check()?;
+            for index in 0..dir.tree().len() {
+                match dir.entry(index).subtree {
+                    // What cannot be entered is reported again by the next check.
+                    Some(_) => pending.extend(dir.child(index).ok()),
+                    None => self.read_file(&contents, &base, dir, index, wanted, &mut buffer),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_file(
+        &self,
+        contents: &Contents,
+        base: &Base,
+        dir: Dir<'_>,
+        index: usize,
+        wanted: &HashSet<ContentId>,
+        buffer: &mut Vec<u8>,
+    ) {
+        let entry = dir.entry(index);
+        let mapped = || self.store.content_of(&entry.oid?).ok().flatten().map(|stored| stored.id);
+        let Some(id) = entry.content.or_else(mapped).filter(|id| wanted.contains(id)) else {
+            return;
+        };
+        buffer.resize(PIECE_BYTES, 0);
+        let mut offset = 0;
+        let path = || base.path(dir.ino_of(index));
+        loop {
+            match contents.read(&entry, path, offset, buffer) {
+                Ok(0) => return,
+                Ok(read) => offset += read as u64,
+                Err(error) => {
+                    warn!(%id, %error, "a content cannot be rebuilt from this repository");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Looks for chunks in the git blobs that are known to hold them, whichever branch has these.
+    fn search_git(&self, lost: &HashSet<ChunkId>, contents: &HashSet<ContentId>) -> Result<()> {
+        for content in contents {
+            self.cancel.check()?;
+            let Some(oid) = self.store.oid_of(*content).ok().flatten() else { continue };
+            for branch in self.branches {
+                let source = self.surroundings.contents(branch);
+                let Some(source) = source.and_then(|contents| contents.source().cloned()) else {
+                    continue;
+                };
+                let Ok(blob) = source.blob(&oid) else { continue };
+                let mut found = Vec::new();
+                let mut keep = |chunk: PreparedChunk| {
+                    if lost.contains(&chunk.id) {
+                        found.push(chunk);
+                    }
+                    Ok(())
+                };
+                let mut preparer = Preparer::new();
+                match blob {
+                    Blob::Whole(bytes) => {
+                        preparer.content(&bytes).chunks.into_iter().try_for_each(&mut keep)?;
+                    }
+                    Blob::Stream(mut reader) => {
+                        if preparer.stream(&mut *reader, &mut keep).is_err() {
+                            continue;
+                        }
+                    }
+                }
+                self.replace(&found)?;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for chunks in the bodies of the records that are in outboxes.
+    fn search_outboxes(&self, lost: &HashSet<ChunkId>) -> Result<()> {
+        let storage = self.store.core().segments().storage();
+        let mut preparer = Preparer::new();
+        for branch in self.branches {
+            self.cancel.check()?;
+            let Ok(Some(outbox)) =
+                Examination::begin(storage, &self.store.outbox_dir(branch.number))
+            else {
+                continue;
+            };
+            let mut found = Vec::new();
+            let read = outbox.bodies(&mut |body| {
+                if lost.contains(&ChunkId::of(body)) {
+                    let chunks = preparer.content(body).chunks.into_iter();
+                    found.extend(chunks.filter(|chunk| lost.contains(&chunk.id)));
+                }
+            });
+            if let Err(error) = read {
+                warn!(%error, "an outbox cannot be searched to its end");
+            }
+            self.replace(&found)?;
+        }
+        Ok(())
+    }
+
+    fn replace(&self, chunks: &[PreparedChunk]) -> Result<()> {
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let mut batch = self.store.batch()?;
+        chunks.iter().try_for_each(|chunk| batch.replace_chunk(chunk))?;
+        batch.commit()
+    }
+}
