@@ -30,6 +30,8 @@ pub mod method {
     pub const STATS: &str = "stats";
     /// Nothing -> [`super::Checked`].
     pub const CHECK: &str = "check";
+    /// Nothing -> [`super::Repaired`].
+    pub const REPAIR: &str = "repair";
     /// Nothing -> nothing: unmount everything and exit.
     pub const STOP: &str = "stop";
     /// [`super::About`], a notification to the daemon: the call is not wanted any more.
@@ -356,10 +358,59 @@ pub struct Checked {
     pub mapped: u64,
     /// Bytes verified, uncompressed.
     pub bytes: u64,
+    /// Branches with changes verified.
+    #[serde(default)]
+    pub branches: u64,
+    /// Changed inodes of branches verified.
+    #[serde(default)]
+    pub inodes: u64,
+    /// Changed names of branches verified.
+    #[serde(default)]
+    pub names: u64,
+    /// Records of outboxes verified.
+    #[serde(default)]
+    pub records: u64,
+    /// Worktrees verified.
+    #[serde(default)]
+    pub worktrees: u64,
+    /// Entries of the indexes of worktrees verified.
+    #[serde(default)]
+    pub index_entries: u64,
     /// How many findings there are.
     pub damaged: u64,
     /// The findings, the first [`Checked::FINDINGS_MAX`] of them.
     pub findings: Vec<String>,
+    /// What a repair would do about them, the first 512.
+    #[serde(default)]
+    pub repairs: Vec<String>,
+}
+
+/// What a repair has done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Repaired {
+    /// How many steps were tried.
+    pub steps: u64,
+    /// Those that were taken, the first [`Repaired::STEPS_MAX`] of them.
+    pub repaired: Vec<String>,
+    /// Those that could not be taken, the first [`Repaired::STEPS_MAX`] of them.
+    pub not_repaired: Vec<NotRepaired>,
+    /// What a check has found afterwards.
+    #[serde(flatten)]
+    pub after: Checked,
+}
+
+impl Repaired {
+    /// Most steps of a kind in one answer.
+    pub const STEPS_MAX: usize = 512;
+}
+
+/// A step of a repair that could not be taken.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NotRepaired {
+    /// The step.
+    pub step: String,
+    /// Why not.
+    pub why: String,
 }
 
 impl Checked {

@@ -242,7 +242,8 @@ fn encode_entry(
     Ok(())
 }
 
-fn recorded_size(size: u64) -> u32 {
+/// What git records of a size in bytes.
+pub(crate) fn recorded_size(size: u64) -> u32 {
     match size as u32 {
         0 if size != 0 => SIZE_MULTIPLE_OF_4_GIB,
         low => low,

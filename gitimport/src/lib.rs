@@ -15,6 +15,7 @@ mod attributes;
 mod branches;
 pub mod convert;
 pub mod error;
+pub mod examine;
 pub mod fetch;
 mod files;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub mod gitdir;
 mod gittest;
 mod incoming;
 pub mod index;
+mod index_entries;
 mod lane;
 mod layout;
 pub mod limits;

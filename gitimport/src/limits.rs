@@ -39,6 +39,11 @@ pub const WORKERS_MAX: usize = 8;
 /// Damaged blobs after which an ingest gives up: the repository as a whole is then not usable.
 pub const DAMAGED_BLOBS_MAX: u64 = 16;
 
+/// Longest file of a git directory that holds one line, in bytes.
+pub const GIT_FILE_BYTES_MAX: u64 = 64 << 10;
+/// Longest index that is examined, in bytes.
+pub const INDEX_BYTES_MAX: u64 = 2 << 30;
+
 /// Threads that an import uses here.
 pub(crate) fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, |threads| threads.get().min(WORKERS_MAX))

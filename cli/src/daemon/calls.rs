@@ -307,7 +307,10 @@ fn close(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
     let branch = daemon.store.branch(repository, name)?;
     let changed = match (&closing.worktree, &branch) {
         (Some(worktree), _) => worktree.state().is_some_and(|state| state.inodes > 0),
-        (None, Some(branch)) => daemon.layout.outbox(branch.number).exists(),
+        (None, Some(branch)) => {
+            daemon.layout.outbox(branch.number).exists()
+                || daemon.store.has_changes(branch.number)?
+        }
         (None, None) => false,
     };
     if changed && let Some(worktree) = &closing.worktree {
@@ -331,8 +334,10 @@ fn close(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
             if branch.detached {
                 daemon.ingest.cancel(repository, name);
                 batch.remove_branch(repository, name);
-            } else if branch.git_dir.is_some() {
-                batch.put_branch(&Branch { git_dir: None, ..branch });
+            } else {
+                // Under another number, so that what a crash leaves of the outbox is nobody's.
+                let number = daemon.store.new_branch_number();
+                batch.put_branch(&Branch { git_dir: None, number, ..branch });
             }
         }
         None => {}

@@ -5,10 +5,12 @@
 //! every call runs on a thread of the blocking pool, and file systems on threads of their own.
 
 mod calls;
+mod check;
 mod ingest;
 mod note;
 mod opening;
 mod recover;
+mod repair;
 mod report;
 mod repositories;
 mod rpc;

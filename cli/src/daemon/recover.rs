@@ -71,7 +71,11 @@ pub fn resume(daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-fn remount(daemon: &Daemon, record: &WorktreeRecord) -> Result<()> {
+/// Mounts a worktree that is on record.
+///
+/// # Errors
+/// Whatever keeps it from being mounted.
+pub fn remount(daemon: &Daemon, record: &WorktreeRecord) -> Result<()> {
     clear(&record.dir)?;
     let branch = daemon.store.branch(&record.repository, &record.branch)?.ok_or_else(|| {
         Failure::new(

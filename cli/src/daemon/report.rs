@@ -1,22 +1,16 @@
-//! The calls that only look: status, stats, check.
+//! The calls that only look: status and stats.
 
 use std::collections::BTreeMap;
 use std::fs;
 
-use agentfs_engine::check::check as check_store;
 use agentfs_engine::store::{Branch, WorktreeRecord};
-use agentfs_gitimport::verify::Verifier;
 
-use crate::daemon::rpc::Call;
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::Slot;
 use crate::error::Result;
 use crate::protocol::{
-    BranchStatus, Changes, Checked, RepositoryStatus, Stats, Status, WorktreeStats, WorktreeStatus,
+    BranchStatus, Changes, RepositoryStatus, Stats, Status, WorktreeStats, WorktreeStatus,
 };
-
-/// Longest finding of a check that is passed on, in bytes.
-const FINDING_BYTES_MAX: usize = 4096;
 
 /// What the daemon holds.
 ///
@@ -155,30 +149,4 @@ fn process(daemon: &Daemon) -> BTreeMap<String, u64> {
         value.map(|value| counters.insert(name.into(), value * unit));
     }
     counters
-}
-
-/// Verifies everything that is in the store.
-///
-/// # Errors
-/// What keeps the store from being read at all. Damage is no error.
-pub fn check(daemon: &Daemon, call: &Call) -> Result<Checked> {
-    // What the writer still holds is not in the store yet.
-    daemon.store.writer().flush()?;
-    let report = check_store(&daemon.store, &Verifier, call.meter.as_ref(), &call.cancel)?;
-    let findings = report.findings.iter().take(Checked::FINDINGS_MAX).map(|finding| {
-        let mut text = finding.to_string();
-        while text.len() > FINDING_BYTES_MAX {
-            text.pop();
-        }
-        text
-    });
-    Ok(Checked {
-        chunks: report.chunks,
-        trees: report.trees,
-        contents: report.contents,
-        mapped: report.mapped,
-        bytes: report.bytes,
-        damaged: report.findings.len() as u64,
-        findings: findings.collect(),
-    })
 }

@@ -9,7 +9,7 @@ use tracing::info;
 
 use crate::daemon::rpc::{Answer, Call, Service};
 use crate::daemon::state::Daemon;
-use crate::daemon::{calls, report};
+use crate::daemon::{calls, check, repair, report};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
 use crate::protocol::{Hello, PROTOCOL, Welcome, method};
@@ -34,7 +34,8 @@ impl Service for Methods {
             method::UMOUNT => value(calls::umount(daemon, &parse(params)?)),
             method::STATUS => value(report::status(daemon)),
             method::STATS => value(report::stats(daemon)),
-            method::CHECK => value(report::check(daemon, call)),
+            method::CHECK => value(check::check(daemon, call)),
+            method::REPAIR => value(repair::repair(daemon, call)),
             method::STOP => {
                 let daemon = Arc::clone(daemon);
                 let stop = move || {

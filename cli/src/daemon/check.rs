@@ -1,0 +1,176 @@
+//! The call that verifies: the store, the git directories of its worktrees, and that these are mounted.
+
+use std::path::Path;
+
+use agentfs_engine::check::{CheckReport, Finding, check as check_store};
+use agentfs_engine::repair::plan;
+use agentfs_engine::store::{Branch, Repository, WorktreeRecord};
+use agentfs_fuse::MountState;
+use agentfs_gitimport::examine::Examined;
+use agentfs_gitimport::verify::Verifier;
+
+use crate::daemon::rpc::Call;
+use crate::daemon::state::Daemon;
+use crate::daemon::worktrees::{Slot, Up};
+use crate::error::Result;
+use crate::protocol::Checked;
+
+/// Longest finding of a check that is passed on, in bytes.
+const FINDING_BYTES_MAX: usize = 4096;
+/// Most repairs that are told: each is a short line, so that the answer keeps within a message.
+const REPAIRS_MAX: usize = 512;
+
+/// Verifies everything that is in the store, and what its worktrees need.
+///
+/// # Errors
+/// What keeps the store from being read at all. Damage is no error.
+pub fn check(daemon: &Daemon, call: &Call) -> Result<Checked> {
+    let report = checked(daemon, call)?;
+    let worktrees = check_worktrees(daemon)?;
+    Ok(answer(&report, worktrees))
+}
+
+/// What is wrong with the store itself.
+///
+/// # Errors
+/// As [`check`].
+pub fn checked(daemon: &Daemon, call: &Call) -> Result<CheckReport> {
+    // What the writer still holds is not in the store yet.
+    daemon.store.writer().flush()?;
+    let mounting = is_mounting(daemon);
+    let mut report = check_store(&daemon.store, &Verifier, call.meter.as_ref(), &call.cancel)?;
+    if mounting || is_mounting(daemon) {
+        // The outbox of a branch that is being mounted is there before its branch is on record.
+        report.findings.retain(|finding| !matches!(finding, Finding::OutboxOfNoBranch { .. }));
+    }
+    Ok(report)
+}
+
+fn is_mounting(daemon: &Daemon) -> bool {
+    daemon.worktrees.list().iter().any(|(_, slot)| matches!(slot, Slot::Busy(..)))
+}
+
+/// What was verified beside the store.
+#[derive(Default)]
+struct Worktrees {
+    /// Worktrees on record.
+    worktrees: u64,
+    /// Entries of their indexes.
+    entries: u64,
+    findings: Vec<String>,
+}
+
+fn answer(report: &CheckReport, worktrees: Worktrees) -> Checked {
+    let damaged = report.findings.len() + worktrees.findings.len();
+    let findings = report.findings.iter().map(ToString::to_string).chain(worktrees.findings);
+    let findings = findings.take(Checked::FINDINGS_MAX).map(|mut text| {
+        while text.len() > FINDING_BYTES_MAX {
+            text.pop();
+        }
+        text
+    });
+    Checked {
+        chunks: report.chunks,
+        trees: report.trees,
+        contents: report.contents,
+        mapped: report.mapped,
+        bytes: report.bytes,
+        branches: report.branches,
+        inodes: report.inodes,
+        names: report.names,
+        records: report.records,
+        worktrees: worktrees.worktrees,
+        index_entries: worktrees.entries,
+        damaged: damaged as u64,
+        findings: findings.collect(),
+        repairs: plan(&report.findings).iter().take(REPAIRS_MAX).map(ToString::to_string).collect(),
+    }
+}
+
+/// Verifies that what is on record is mounted where it says, and every git directory. Records that
+/// cannot be read were reported with the tables.
+fn check_worktrees(daemon: &Daemon) -> Result<Worktrees> {
+    let mut done = Worktrees::default();
+    let (Ok(branches), Ok(repositories)) = (daemon.store.branches(), daemon.store.repositories())
+    else {
+        return Ok(done);
+    };
+    let repository = |name: &str| repositories.iter().find(|one| one.name == name);
+    for (dir, slot) in daemon.worktrees.list() {
+        let (record, up) = match slot {
+            Slot::Busy(..) => continue,
+            Slot::Up(up) => (up.record.clone(), Some(up)),
+            Slot::Down(record, why) => {
+                let hint = format!("`agentfs umount {}` forgets it", dir.display());
+                done.findings.push(format!("{} is not mounted: {why}; {hint}", dir.display()));
+                (record, None)
+            }
+        };
+        done.worktrees += 1;
+        if let Some(up) = &up
+            && let Some(why) = not_mounted(up)?
+        {
+            done.findings.push(why);
+        }
+        let same = |one: &&Branch| one.repository == record.repository && one.name == record.branch;
+        let (branch, repository) = (branches.iter().find(same), repository(&record.repository));
+        if let (Some(branch), Some(repository)) = (branch, repository) {
+            let worktree = up.as_ref().map(|up| (&*up.worktree, branch.time));
+            let dir = Some(record.dir.as_path());
+            let git_dir = &record.git_dir;
+            done.examine(repository, Examined { worktree, ..examined(git_dir, repository, dir) });
+        }
+    }
+    for branch in &branches {
+        if let (Some(kept), Some(repository)) = (&branch.git_dir, repository(&branch.repository))
+            && daemon.worktrees.holder_of(&branch.repository, &branch.name).is_none()
+        {
+            done.examine(repository, examined(kept, repository, None));
+        }
+    }
+    Ok(done)
+}
+
+fn examined<'a>(
+    git_dir: &'a Path,
+    repository: &'a Repository,
+    dir: Option<&'a Path>,
+) -> Examined<'a> {
+    let (common_dir, hash) = (&*repository.git_dir, repository.hash);
+    Examined { git_dir, common_dir, hash, dir, worktree: None }
+}
+
+impl Worktrees {
+    fn examine(&mut self, repository: &Repository, examined: Examined<'_>) {
+        // Where a repository that is used in place is gone, so is everything in it.
+        if repository.attached && !repository.git_dir.is_dir() {
+            let shown = repository.git_dir.display();
+            self.findings.push(format!("the repository {shown} is gone"));
+            return;
+        }
+        let report = examined.examine();
+        self.entries += report.entries;
+        self.findings.extend(report.findings.iter().map(ToString::to_string));
+    }
+}
+
+/// Why a worktree that should be mounted is not.
+fn not_mounted(up: &Up) -> Result<Option<String>> {
+    let WorktreeRecord { dir, repository, branch, .. } = &up.record;
+    let expected = format!("agentfs:{repository}@{branch}");
+    let shown = dir.display();
+    let forget = format!("`agentfs umount {shown}` forgets it");
+    Ok(match agentfs_fuse::mount_state(dir)? {
+        // One that does not answer at once may be busy: it is there.
+        MountState::OurFs { name, .. } if name == expected => None,
+        MountState::OurFs { name, .. } => {
+            Some(format!("{shown} should be {expected} and is the mount {name}; {forget}"))
+        }
+        MountState::Other { fstype } => {
+            Some(format!("{shown} should be {expected} and is a mount of type {fstype}; {forget}"))
+        }
+        MountState::NotMounted | MountState::Dead => {
+            Some(format!("{shown} is not mounted: it was unmounted by others; {forget}"))
+        }
+    })
+}

@@ -1,0 +1,87 @@
+//! The call that repairs: it checks, does what can be done about the findings, and checks again.
+
+use std::sync::Arc;
+
+use agentfs_engine::repair::{Surroundings, execute, plan};
+use agentfs_engine::store::Branch;
+use agentfs_engine::worktree::Contents;
+use tracing::warn;
+
+use crate::daemon::check::{self, checked};
+use crate::daemon::recover::remount;
+use crate::daemon::rpc::Call;
+use crate::daemon::state::Daemon;
+use crate::daemon::worktrees::Slot;
+use crate::error::Result;
+use crate::protocol::{NotRepaired, Repaired};
+
+/// What the daemon knows of its branches.
+struct Around<'a>(&'a Daemon);
+
+impl Surroundings for Around<'_> {
+    fn contents(&self, branch: &Branch) -> Option<Arc<Contents>> {
+        let repository = self.0.repositories.get(&self.0.store, &branch.repository);
+        match repository {
+            Ok(repository) => Some(repository.contents(branch.root_oid)),
+            Err(failure) => {
+                warn!("nothing is rebuilt from repository {}: {failure}", branch.repository);
+                None
+            }
+        }
+    }
+
+    fn is_open(&self, branch: &Branch) -> bool {
+        self.0.worktrees.list().iter().any(|(_, slot)| match slot {
+            Slot::Up(up) => {
+                up.record.repository == branch.repository && up.record.branch == branch.name
+            }
+            Slot::Busy(repository, name) => {
+                *repository == branch.repository && *name == branch.name
+            }
+            Slot::Down(..) => false,
+        })
+    }
+}
+
+/// Repairs what can be.
+///
+/// # Errors
+/// What keeps the store from being read at all. What cannot be repaired is no error.
+pub fn repair(daemon: &Daemon, call: &Call) -> Result<Repaired> {
+    let report = checked(daemon, call)?;
+    let taken = execute(&daemon.store, &plan(&report.findings), &Around(daemon), &call.cancel)?;
+    let mut repaired = Vec::new();
+    let mut not_repaired = Vec::new();
+    for taken in taken {
+        let step = taken.step.to_string();
+        match taken.outcome {
+            Ok(()) => repaired.push(step),
+            Err(why) => not_repaired.push(NotRepaired { step, why }),
+        }
+    }
+    if !repaired.is_empty() {
+        repaired.extend(mount_again(daemon));
+    }
+    // As many as the answer has room for.
+    let more = repaired.len() + not_repaired.len();
+    repaired.truncate(Repaired::STEPS_MAX);
+    not_repaired.truncate(Repaired::STEPS_MAX);
+    let steps = more as u64;
+    Ok(Repaired { steps, repaired, not_repaired, after: check::check(daemon, call)? })
+}
+
+/// Mounts what is on record and could not be mounted; what was.
+fn mount_again(daemon: &Daemon) -> Vec<String> {
+    let mut mounted = Vec::new();
+    for (dir, slot) in daemon.worktrees.list() {
+        let Slot::Down(record, _) = slot else { continue };
+        match remount(daemon, &record) {
+            Ok(()) => mounted.push(format!("mount {} again", dir.display())),
+            Err(failure) => {
+                warn!("{} is still not mounted: {failure}", dir.display());
+                daemon.worktrees.fill(&dir, Slot::Down(record, failure.message));
+            }
+        }
+    }
+    mounted
+}

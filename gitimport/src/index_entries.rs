@@ -1,0 +1,195 @@
+//! Reads the entries of a git index of any version from bytes: what [`crate::index`] writes, and what
+//! git makes of it later. Extensions are not read.
+//!
+//! gix has a reader, which maps the file into memory.
+
+use agentfs_engine::{GitOid, HashKind};
+
+/// One entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IndexEntry {
+    pub(crate) mtime: (u32, u32),
+    pub(crate) ctime: u32,
+    pub(crate) ino: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) size: u32,
+    pub(crate) oid: GitOid,
+    /// Whether git compares its stat data: it is neither in conflict, nor only announced, nor excepted
+    /// by the user.
+    pub(crate) plain: bool,
+    pub(crate) path: Vec<u8>,
+}
+
+const SIGNATURE: &[u8] = b"DIRC";
+/// Bytes of an entry before the object id.
+const STAT_BYTES: usize = 40;
+const EXTENDED: u16 = 0x4000;
+/// Assume-valid, and the stage.
+const NOT_PLAIN: u16 = 0xb000;
+/// Skip-worktree and intent-to-add.
+const NOT_PLAIN_EXTENDED: u16 = 0x6000;
+
+/// Calls `visit` for each entry of the index `bytes`, whose trailing hash is left out.
+///
+/// # Errors
+/// What is wrong with it, as a sentence about "it".
+pub(crate) fn each(
+    bytes: &[u8],
+    hash: HashKind,
+    mut visit: impl FnMut(IndexEntry),
+) -> Result<(), String> {
+    let mut at = Bytes(bytes);
+    if at.take(4) != Some(SIGNATURE) {
+        return Err("it does not begin as an index does".into());
+    }
+    let version = at.u32().filter(|version| (2..=4).contains(version));
+    let version = version.ok_or("it has an unknown version")?;
+    let count = at.u32().ok_or("it is too short")?;
+    let mut path = Vec::new();
+    for number in 0..count {
+        let entry = entry(&mut at, version, hash, &mut path);
+        visit(entry.ok_or_else(|| format!("entry {number} of {count} is none"))?);
+    }
+    Ok(())
+}
+
+struct Bytes<'a>(&'a [u8]);
+
+impl<'a> Bytes<'a> {
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take(4)?.try_into().ok().map(u32::from_be_bytes)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.take(2)?.try_into().ok().map(u16::from_be_bytes)
+    }
+
+    /// What stands before the next NUL, which is taken too.
+    fn text(&mut self) -> Option<&'a [u8]> {
+        let len = self.0.iter().position(|byte| *byte == 0)?;
+        let text = self.take(len)?;
+        self.take(1).map(|_| text)
+    }
+
+    /// A number as pack files have it for offsets.
+    fn offset(&mut self) -> Option<usize> {
+        let mut value = 0_usize;
+        for place in 0.. {
+            let byte = *self.take(1)?.first()?;
+            if place > 0 {
+                value = value.checked_add(1)?;
+            }
+            value = value.checked_mul(128)?.checked_add(usize::from(byte & 0x7f))?;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        Some(value)
+    }
+}
+
+/// The next entry. `path` is that of the one before, from which the next one is made in version 4.
+fn entry(
+    at: &mut Bytes<'_>,
+    version: u32,
+    hash: HashKind,
+    path: &mut Vec<u8>,
+) -> Option<IndexEntry> {
+    let before = at.0.len();
+    let mut stat = Bytes(at.take(STAT_BYTES)?);
+    let [ctime, _, mtime, mtime_nanoseconds, _, ino, _, uid, gid, size] =
+        std::array::from_fn(|_| stat.u32());
+    let oid = GitOid::from_slice(hash, at.take(hash.len())?)?;
+    let flags = at.u16()?;
+    let extended = match flags & EXTENDED {
+        0 => 0,
+        _ if version >= 3 => at.u16()?,
+        _ => return None,
+    };
+    if version == 4 {
+        let strip = at.offset()?;
+        path.truncate(path.len().checked_sub(strip)?);
+        path.extend_from_slice(at.text()?);
+    } else {
+        path.clear();
+        path.extend_from_slice(at.text()?);
+        // NULs up to a multiple of 8.
+        let used = before - at.0.len();
+        at.take(used.next_multiple_of(8) - used)?;
+    }
+    Some(IndexEntry {
+        mtime: (mtime?, mtime_nanoseconds?),
+        ctime: ctime?,
+        ino: ino?,
+        uid: uid?,
+        gid: gid?,
+        size: size?,
+        oid,
+        plain: flags & NOT_PLAIN == 0 && extended & NOT_PLAIN_EXTENDED == 0,
+        path: path.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gittest::{Sandbox, commit, git};
+
+    fn names(bytes: &[u8]) -> Result<Vec<(String, bool)>, String> {
+        let mut names = Vec::new();
+        each(&bytes[..bytes.len().saturating_sub(20)], HashKind::Sha1, |entry| {
+            names.push((String::from_utf8(entry.path).unwrap(), entry.plain));
+        })?;
+        Ok(names)
+    }
+
+    #[test]
+    fn entries_of_every_version_of_git_are_read() {
+        let sandbox = Sandbox::new();
+        let repository = sandbox.repository("repository");
+        let deep = format!("{}/x", "long".repeat(40));
+        for name in ["a/one", "a/two", "a.b", deep.as_str()] {
+            commit(&repository, name, name.as_bytes());
+        }
+        let index = repository.join(".git/index");
+        for version in ["2", "3", "4"] {
+            git(&repository, &["update-index", "--index-version", version]);
+            git(&repository, &["update-index", "--no-skip-worktree", "a/one"]);
+            let expected: Vec<_> = git(&repository, &["ls-files"])
+                .lines()
+                .map(|name| (name.to_owned(), true))
+                .collect();
+            assert_eq!(names(&std::fs::read(&index).unwrap()), Ok(expected.clone()), "{version}");
+            git(&repository, &["update-index", "--skip-worktree", "a/one"]);
+            let found = names(&std::fs::read(&index).unwrap()).unwrap();
+            let special: Vec<_> = found.iter().filter(|(_, plain)| !plain).collect();
+            assert_eq!(special, [&("a/one".to_owned(), false)], "{version}");
+            assert_eq!(found.len(), expected.len());
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic() {
+        let sandbox = Sandbox::new();
+        let repository = sandbox.repository("repository");
+        commit(&repository, "a/two", b"2");
+        git(&repository, &["update-index", "--index-version", "4"]);
+        let good = std::fs::read(repository.join(".git/index")).unwrap();
+        let stat = |at: usize| (12..12 + STAT_BYTES + 20).contains(&at);
+        for at in 0..good.len() - 20 {
+            let mut bad = good.clone();
+            bad[at] ^= 0xff;
+            let _ = names(&bad);
+            let cut = names(&good[..at]);
+            assert!(cut.is_err() || !stat(at), "cut at {at}");
+        }
+        assert!(names(b"").is_err());
+    }
+}
