@@ -27,7 +27,8 @@ pub struct Inode {
     pub modified: Timestamp,
     /// Time of the last change of anything.
     pub changed: Timestamp,
-    /// The directory above a directory; 0 for anything else, which may have several.
+    /// The directory above a directory, or for which a file was made that never had a name; 0 for
+    /// anything else, which may have several.
     pub parent: Ino,
 }
 

@@ -242,6 +242,44 @@ fn links_are_counted() {
 }
 
 #[test]
+fn a_file_may_begin_without_a_name() {
+    let fixture = Fixture::new();
+    let dir = fixture.create(ROOT, Ino::ROOT, b"d", 0o2755, NewNode::Directory).unwrap();
+    let set_gid = SetAttributes { gid: Some(55), ..Default::default() };
+    let dir = fixture.set_attributes(ROOT, dir.ino, &set_gid).unwrap();
+    let unnamed = || fixture.create_unnamed(USER, dir.ino, 0o640).unwrap();
+    let (named, kept, dropped) = (unnamed(), unnamed().ino, unnamed().ino);
+    assert_eq!((named.kind, named.nlink, named.permissions), (NodeKind::File, 0, 0o640));
+    assert_eq!((named.uid, named.gid), (USER.uid, 55));
+    // The directory is as it was: nothing in it has changed.
+    assert_eq!(fixture.attributes(dir.ino).unwrap(), dir);
+    assert_eq!(names(&fixture, dir.ino), [".", ".."]);
+    fixture.write(named.ino, 0, b"bytes", false).unwrap();
+    fixture.drain().unwrap();
+    assert_eq!(fixture.link(named.ino, Ino::ROOT, b"name").unwrap().nlink, 1);
+    assert_eq!(text(&fixture, "name"), "bytes");
+    fixture.release(named.ino);
+    fixture.release(dropped);
+    assert!(matches!(fixture.attributes(dropped), Err(Error::NoInode(_))));
+    fixture.write(kept, 0, b"lost", false).unwrap();
+    // One that has lost its last name gets none again.
+    fixture.link(named.ino, Ino::ROOT, b"second").unwrap();
+    fixture.unlink(Ino::ROOT, b"name").unwrap();
+    assert_eq!(text(&fixture, "second"), "bytes");
+    fixture.unlink(Ino::ROOT, b"second").unwrap();
+    assert_eq!(denial(fixture.link(named.ino, Ino::ROOT, b"third")), Denial::NoEntry);
+    let file = ino(&fixture, "file");
+    let nowhere = fixture.create_unnamed(USER, file, 0o600);
+    assert!(matches!(nowhere, Err(Error::NotDirectory(_))), "{nowhere:?}");
+    fixture.remove_directory(Ino::ROOT, b"d").unwrap();
+    assert_eq!(denial(fixture.create_unnamed(USER, dir.ino, 0o600)), Denial::NoEntry);
+    // Nobody has one open after a restart.
+    let fixture = fixture.restart();
+    assert!(matches!(fixture.attributes(kept), Err(Error::NoInode(_))));
+    assert_eq!(names(&fixture, Ino::ROOT), [".", "..", ".git", "file", "sub"]);
+}
+
+#[test]
 fn set_id_bits_fall_where_posix_says() {
     let fixture = Fixture::new();
     let file = make(&fixture, Ino::ROOT, "f", NewNode::File);

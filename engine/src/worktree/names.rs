@@ -71,7 +71,44 @@ impl Worktree {
         self.attributes(ino)
     }
 
-    /// Gives an inode that is no directory another name.
+    /// Makes a regular file without a name for the directory `parent`, with these permissions, of which
+    /// the umask was taken already. [`Worktree::link`] may give it its first name; until then it lives
+    /// as long as one that has lost its last: until [`Worktree::release`], or the next start.
+    ///
+    /// # Errors
+    /// As [`Worktree::create`].
+    pub fn create_unnamed(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        permissions: u16,
+    ) -> Result<Attributes> {
+        let mut change = self.change()?;
+        let now = change.now;
+        let dir = change.look_at_directory(parent)?;
+        if dir.nlink == 0 {
+            return Err(Error::Denied(parent, Denial::NoEntry));
+        }
+        let inherits = dir.permissions & 0o2000 != 0;
+        let ino = change.add_inode(Inode {
+            kind: NodeKind::File,
+            permissions: permissions & 0o7777,
+            nlink: 0,
+            uid: caller.uid,
+            gid: if inherits { dir.gid } else { caller.gid },
+            rdev: 0,
+            size: 0,
+            accessed: now,
+            modified: now,
+            changed: now,
+            parent,
+        });
+        change.commit(&[])?;
+        self.attributes(ino)
+    }
+
+    /// Gives an inode that is no directory another name. One without names can have none again,
+    /// unless it never had one.
     ///
     /// # Errors
     /// As [`Worktree::create`].
@@ -83,13 +120,14 @@ impl Worktree {
         if inode.kind == NodeKind::Directory {
             return Err(Error::Denied(ino, Denial::NotPermitted));
         }
-        if inode.nlink == 0 {
+        if inode.nlink == 0 && inode.parent == Ino(0) {
             return Err(Error::Denied(ino, Denial::NoEntry));
         }
         if inode.nlink >= LINKS_MAX {
             return Err(Error::Denied(ino, Denial::TooManyLinks));
         }
         inode.nlink += 1;
+        inode.parent = Ino(0);
         inode.changed = now;
         if change.entries_changed(parent)?.nlink == 0 {
             return Err(Error::Denied(parent, Denial::NoEntry));

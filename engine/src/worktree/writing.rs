@@ -69,13 +69,7 @@ impl<'w> Writing<'w> {
         let at = match self.inodes.iter().position(|(other, ..)| *other == ino) {
             Some(at) => at,
             None => {
-                let known = self.live.is_touched(ino);
-                let known = known.then(|| self.live.read().node(ino).map(|node| node.inode));
-                let (inode, how) = match known.flatten() {
-                    Some(inode) => (inode, How::Put),
-                    None if ino.is_new() => return Err(Error::NoInode(ino)),
-                    None => (self.clean_inode(ino)?, How::CopyUp),
-                };
+                let (inode, how) = self.present(ino)?;
                 self.inodes.push((ino, inode, how));
                 self.inodes.len() - 1
             }
@@ -83,11 +77,31 @@ impl<'w> Writing<'w> {
         Ok(&mut self.inodes[at].1)
     }
 
+    /// The attributes of an inode before this change.
+    fn present(&self, ino: Ino) -> Result<(Inode, How)> {
+        let known = self.live.is_touched(ino);
+        let known = known.then(|| self.live.read().node(ino).map(|node| node.inode));
+        match known.flatten() {
+            Some(inode) => Ok((inode, How::Put)),
+            None if ino.is_new() => Err(Error::NoInode(ino)),
+            None => Ok((self.clean_inode(ino)?, How::CopyUp)),
+        }
+    }
+
     /// The directory `ino`, to be changed.
     pub(super) fn directory(&mut self, ino: Ino) -> Result<&mut Inode> {
         let inode = self.inode(ino)?;
         if inode.kind != NodeKind::Directory {
             return Err(Error::NotDirectory(ino));
+        }
+        Ok(inode)
+    }
+
+    /// The directory `dir`, which this change leaves as it is.
+    pub(super) fn look_at_directory(&self, dir: Ino) -> Result<Inode> {
+        let (inode, _) = self.present(dir)?;
+        if inode.kind != NodeKind::Directory {
+            return Err(Error::NotDirectory(dir));
         }
         Ok(inode)
     }
