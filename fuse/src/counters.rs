@@ -1,9 +1,6 @@
 //! How many messages of each kind the kernel sent, and what was done for them.
 //!
-//! Two things are fuser's. It answers three kinds itself, which never reach us: an unknown operation
-//! (a STATX, refused once and not sent again), INTERRUPT (the same) and the reply to a retrieval,
-//! which is never asked for. And it hands on a batch of forgets inode by inode, so `forget` counts
-//! inodes and not messages.
+//! `forget` counts inodes and not messages, of which one can hold many.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +9,7 @@ macro_rules! messages {
         /// A kind of message between the kernel and a session.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Message {
-            $($(#[$doc])* #[doc = concat!("`", $name, "`.")] $variant,)*
+            $(#[doc = concat!("`", $name, "`.")] $(#[$doc])* $variant,)*
         }
 
         impl Message {
@@ -69,6 +66,13 @@ messages! {
     Rename = "rename",
     Fallocate = "fallocate",
     CopyFileRange = "copy_file_range",
+    Tmpfile = "tmpfile",
+    Statx = "statx",
+    Syncfs = "syncfs",
+    Interrupt = "interrupt",
+    Destroy = "destroy",
+    /// Any other: refused, after which the kernel does without.
+    Unknown = "unknown",
 }
 
 const MESSAGES: usize = Message::ALL.len();
@@ -108,10 +112,10 @@ impl Counters {
         self.messages[message as usize].load(Ordering::Relaxed)
     }
 
-    /// How many messages came that the kernel sends for what a program does: all but the first one
-    /// and the forgets, which it sends on its own.
+    /// How many messages came that the kernel sends for what a program does: all but the first and the
+    /// last one and the forgets, which it sends on its own.
     pub fn requests(&self) -> u64 {
-        let own = [Message::Init, Message::Forget];
+        let own = [Message::Init, Message::Destroy, Message::Forget];
         Message::ALL.iter().filter(|kind| !own.contains(kind)).map(|kind| self.of(*kind)).sum()
     }
 
@@ -192,7 +196,7 @@ mod tests {
     #[test]
     fn what_the_kernel_sends_on_its_own_is_no_request() {
         let counters = Counters::default();
-        for kind in [Message::Init, Message::Forget] {
+        for kind in [Message::Init, Message::Destroy, Message::Forget] {
             counters.count(kind);
         }
         assert_eq!(counters.requests(), 0);

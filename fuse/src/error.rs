@@ -107,6 +107,16 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The kernel keeps something that is not so any more.
+    #[error("the kernel still shows in {dir} what was changed ({what}): {source}", dir = .dir.display())]
+    Invalidate {
+        /// The directory of the mount.
+        dir: PathBuf,
+        /// What it keeps.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The kernel's caches could not be filled.
     #[error("cannot warm {dir}: {source}", dir = .dir.display())]
     Warm {

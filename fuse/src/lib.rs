@@ -3,9 +3,9 @@
 //! Invariants of this crate, which its users rely on:
 //!
 //! - It decodes, calls and replies. What an operation means is the worktree's to decide.
-//! - [`Ops`] is the one set of operations. A transport translates its messages into calls of it and
-//!   decides nothing; the only one so far is fuser's, in `kernel.rs`.
-//! - Only this crate knows fuser, `/dev/fuse` and mount(2).
+//! - [`Ops`] is the one set of operations. A transport carries messages, `protocol` reads and writes
+//!   them, `serve.rs` makes one call of each, and none of them decides anything.
+//! - Only this crate knows `/dev/fuse`, its protocol and mount(2).
 //! - Engine errors become errnos in `errno.rs` and nowhere else, and what an errno cannot say is
 //!   logged there. A panic in an operation costs its caller an `EIO` and nobody else anything.
 //! - What the kernel refers to is counted in `lookups.rs`, exactly: an inode without names lives
@@ -15,21 +15,21 @@
 //!
 //! `unsafe` appears in `health.rs` and `warm.rs`, for system calls that have no safe form.
 
-mod attr;
 mod cache;
 mod counters;
-mod dir;
+mod devfuse;
 mod errno;
 mod error;
 mod health;
 mod helper;
-mod kernel;
 mod lookups;
 mod mount;
 mod mountinfo;
+mod notify;
 mod ops;
 mod probe;
-mod reply;
+mod protocol;
+mod serve;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -39,6 +39,7 @@ pub use cache::{LEVERS, Levers};
 pub use counters::{Counters, Message};
 pub use error::{Error, Result};
 pub use mount::{FSTYPE, MountOptions, MountState, mount_state, unmount_path};
+pub use notify::Stale;
 pub use ops::{Found, Ops, XattrReply};
 pub use probe::{Device, KernelFuse, Probe, probe};
 pub use session::{Mounted, mount};

@@ -10,15 +10,10 @@ use rustix::process::getuid;
 
 use crate::error::Error;
 use crate::mount::open_device;
+use crate::protocol::{Introduction, Op, Request, flag};
 
-const INIT: u32 = 26;
-const IN_HEADER_BYTES: usize = 40;
-const INIT_BYTES: usize = 20;
 /// The least that the kernel hands a request out to.
 const REQUEST_BYTES_MIN: usize = 8192;
-
-const PASSTHROUGH: u64 = 1 << 37;
-const OVER_IO_URING: u64 = 1 << 41;
 
 /// The device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,13 +40,13 @@ pub struct KernelFuse {
 impl KernelFuse {
     /// Whether it offers to bypass us for files that are backed by another one.
     pub const fn passthrough(&self) -> bool {
-        self.capabilities & PASSTHROUGH != 0
+        self.capabilities & flag::PASSTHROUGH != 0
     }
 
     /// Whether it offers to carry messages over io_uring, which needs the module's parameter
     /// `enable_uring` as well.
     pub const fn io_uring(&self) -> bool {
-        self.capabilities & OVER_IO_URING != 0
+        self.capabilities & flag::OVER_IO_URING != 0
     }
 }
 
@@ -119,56 +114,20 @@ fn introduction(device: &OwnedFd) -> rustix::io::Result<Option<KernelFuse>> {
     Ok(parse_init(&request[..len]))
 }
 
-/// Reads an INIT request: header, version, read-ahead, capabilities in two halves. Kernels before
-/// 7.36 do not send the second.
+/// What an INIT request says; `None` for anything else.
 fn parse_init(request: &[u8]) -> Option<KernelFuse> {
-    if request.len() < IN_HEADER_BYTES + INIT_BYTES - 4 || word(request, 4)? != INIT {
-        return None;
+    let request = Request::parse(request).ok()?;
+    match request.header.op(request.args).ok()? {
+        Op::Init(Introduction { major, minor, capabilities, .. }) => {
+            Some(KernelFuse { major, minor, capabilities })
+        }
+        _ => None,
     }
-    let at = |index: usize| word(request, IN_HEADER_BYTES + index * 4);
-    let high = at(4).unwrap_or(0);
-    Some(KernelFuse {
-        major: at(0)?,
-        minor: at(1)?,
-        capabilities: u64::from(high) << 32 | u64::from(at(3)?),
-    })
-}
-
-#[expect(clippy::host_endian_bytes, reason = "the kernel speaks in the byte order of its machine")]
-fn word(request: &[u8], at: usize) -> Option<u32> {
-    let bytes = request.get(at..at + 4)?;
-    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[expect(clippy::host_endian_bytes, reason = "as the kernel writes them")]
-    fn request(opcode: u32, words: &[u32]) -> Vec<u8> {
-        let mut bytes = vec![0; IN_HEADER_BYTES];
-        bytes[4..8].copy_from_slice(&opcode.to_ne_bytes());
-        bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
-        bytes
-    }
-
-    #[test]
-    fn an_introduction_is_read() {
-        let new = request(INIT, &[7, 45, 131_072, 1 << 30, (PASSTHROUGH >> 32) as u32, 0, 0]);
-        let kernel = parse_init(&new).unwrap();
-        assert_eq!((kernel.major, kernel.minor), (7, 45));
-        assert_eq!(kernel.capabilities, PASSTHROUGH | 1 << 30);
-        assert!(kernel.passthrough() && !kernel.io_uring());
-        let old = parse_init(&request(INIT, &[7, 31, 131_072, 5])).unwrap();
-        assert_eq!((old.minor, old.capabilities), (31, 5));
-    }
-
-    #[test]
-    fn anything_else_is_no_introduction() {
-        assert_eq!(parse_init(&request(1, &[7, 45, 0, 0, 0])), None);
-        assert_eq!(parse_init(&request(INIT, &[7, 45])), None);
-        assert_eq!(parse_init(&[]), None);
-    }
 
     #[test]
     fn probing_tells_what_is_there() {

@@ -5,21 +5,23 @@
 //!
 //! Locks, in this order: `Link::walking`, `Link::state`. Neither is taken by an operation.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use agentfs_engine::worktree::Worktree;
-use fuser::{Config, Notifier, Session, SessionACL};
 use rustix::fs::{major, minor};
+use rustix::io::Errno;
 use tracing::{debug, error, info};
 
 use crate::counters::Counters;
+use crate::devfuse;
 use crate::error::{Error, Result};
-use crate::kernel::Kernel;
 use crate::mount::{self, MountOptions};
 use crate::mountinfo::{self, Place};
+use crate::notify::{Notifier, Stale};
 use crate::ops::Ops;
 use crate::probe::KernelFuse;
 use crate::warm::{self, Stop, Warmed};
@@ -32,7 +34,7 @@ pub struct Mounted {
     dir: PathBuf,
     place: Place,
     ops: Arc<Ops>,
-    agreed: Arc<OnceLock<KernelFuse>>,
+    kernel: KernelFuse,
     link: Arc<Link>,
 }
 
@@ -56,52 +58,43 @@ enum State {
 ///
 /// # Errors
 /// [`Error::Nested`], [`Error::MountPoint`], [`Error::Device`], [`Error::NoHelper`], [`Error::Helper`],
-/// [`Error::Mount`], or [`Error::Session`] when kernel and fuser do not agree. Nothing stays mounted.
+/// [`Error::Mount`], or [`Error::Session`] when the kernel and we do not agree. Nothing stays mounted.
 pub fn mount(worktree: Arc<Worktree>, dir: &Path, options: &MountOptions) -> Result<Mounted> {
     let dir = mount::mount_point(dir)?;
     let ops = Arc::new(Ops::new(worktree, options.levers.clone()));
-    let device = mount::attach(&dir, options)?;
-    let agreed = Arc::new(OnceLock::new());
-    let kernel = Kernel::new(Arc::clone(&ops), Arc::clone(&agreed));
-    let started = Session::from_fd(kernel, device, SessionACL::All, session_config(options))
-        .and_then(|session| serve(session, Arc::clone(&ops)))
+    let device = Arc::new(mount::attach(&dir, options)?);
+    let threads = options.serving_threads();
+    let started = devfuse::handshake(&device, &ops)
+        .and_then(|kernel| Ok((kernel, serve(Arc::clone(&device), Arc::clone(&ops), threads)?)))
         .map_err(|source| Error::Session { dir: dir.clone(), source })
-        .and_then(|link| Ok((link, mountinfo::place(&dir)?)));
-    let (link, place) = match started {
-        Ok((link, Some(place))) if place.top => (link, place),
+        .and_then(|started| Ok((started, mountinfo::place(&dir)?)));
+    // From here on only the session keeps it open.
+    drop(device);
+    let ((kernel, link), place) = match started {
+        Ok((started, Some(place))) if place.top => (started, place),
         other => {
             let _ = mount::detach(&dir, true);
             other?;
             return Err(Error::NotMounted { dir });
         }
     };
-    let mounted = Mounted { dir, place, ops, agreed, link };
+    let mounted = Mounted { dir, place, ops, kernel, link };
     mounted.read_ahead();
     info!("mounted {} on {}", options.name, mounted.dir.display());
     Ok(mounted)
 }
 
-fn session_config(options: &MountOptions) -> Config {
-    let mut config = Config::default();
-    config.n_threads = Some(options.serving_threads());
-    // The kernel decides who may enter; asked again, fuser would shut out root.
-    config.acl = SessionACL::All;
-    config
-}
-
-/// Starts the threads of a session, with one that waits for them.
-fn serve(session: Session<Kernel>, ops: Arc<Ops>) -> std::io::Result<Arc<Link>> {
+/// Starts the threads of a session.
+fn serve(device: Arc<OwnedFd>, ops: Arc<Ops>, threads: usize) -> std::io::Result<Arc<Link>> {
     let link = Arc::new(Link {
         walking: Mutex::new(()),
         stop: Stop::default(),
-        state: Mutex::new(State::Serving(session.notifier())),
+        state: Mutex::new(State::Serving(Notifier::new(Arc::clone(&device)))),
         ended: Condvar::new(),
     });
     let shared = Arc::clone(&link);
     thread::Builder::new().name("agentfs-fuse".into()).spawn(move || {
-        if let Err(failure) = session.run() {
-            error!("a FUSE session ended: {failure}");
-        }
+        devfuse::run(&device, &ops, threads);
         ops.forget_all();
         *lock(&shared.state) = State::Ended;
         shared.ended.notify_all();
@@ -122,7 +115,7 @@ impl Mounted {
 
     /// What the kernel offered when the session began.
     pub fn kernel(&self) -> Option<KernelFuse> {
-        self.agreed.get().copied()
+        Some(self.kernel)
     }
 
     /// Every count with its name; see [`Counters::snapshot`].
@@ -163,12 +156,32 @@ impl Mounted {
                 .map_err(|source| Error::Warm { dir: self.dir.clone(), source })?
         };
         Ok(warm::push(&self.ops, walk, |ino, content| {
-            let notifier = match &*lock(&self.link.state) {
-                State::Serving(notifier) => notifier.clone(),
-                State::Ended => return false,
-            };
-            notifier.store(fuser::INodeNo(ino.0), 0, content).is_ok()
+            self.notifier().is_some_and(|notifier| notifier.store(ino, 0, content).is_ok())
         }))
+    }
+
+    /// Tells the kernel of a change that was not made through this mount. Returns when it has forgotten
+    /// what was so before, and may wait for operations that use it: never to be called by what serves
+    /// one. A session that has ended has forgotten everything.
+    ///
+    /// # Errors
+    /// [`Error::Invalidate`] if the kernel keeps it: a directory that is not empty, or is mounted on.
+    pub fn invalidate(&self, stale: Stale<'_>) -> Result<()> {
+        let Some(notifier) = self.notifier() else { return Ok(()) };
+        match notifier.forget(stale) {
+            Err(errno) if errno != Errno::NODEV => {
+                let (dir, what) = (self.dir.clone(), format!("{stale:?}"));
+                Err(Error::Invalidate { dir, what, source: errno.into() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn notifier(&self) -> Option<Notifier> {
+        match &*lock(&self.link.state) {
+            State::Serving(notifier) => Some(notifier.clone()),
+            State::Ended => None,
+        }
     }
 
     /// Unmounts, and returns when the session has ended; lazily, the mount vanishes at once and the

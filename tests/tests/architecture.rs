@@ -17,9 +17,8 @@ const ALLOWED: [(&str, &[&str]); 6] = [
 ];
 
 /// Libraries that only one crate may know.
-const OWNED: [(&str, &str); 6] = [
+const OWNED: [(&str, &str); 5] = [
     ("gix", "agentfs-gitimport"),
-    ("fuser", "agentfs-fuse"),
     ("io-uring", "agentfs-fuse"),
     ("redb", "agentfs-engine"),
     ("clap", "agentfs"),

@@ -138,10 +138,19 @@ impl Ops {
     }
 
     /// What no file system of this kind has, or the kernel does better: `ENOSYS`, which it
-    /// remembers. ACCESS is among them: with or without asking, permission bits decide.
+    /// remembers. ACCESS is among them: with or without asking, permission bits decide. So is STATX,
+    /// which asks for a time of birth, and INTERRUPT: it comes for every signal, also one that ends
+    /// nothing, and a read that ended early for it would be an I/O error to its program.
     pub fn unsupported(&self, message: Message) -> Errno {
         self.counters.count(message);
         Errno::NOSYS
+    }
+
+    /// A message that cannot be understood, of the operation with this number. It is logged once.
+    pub(crate) fn malformed(&self, opcode: u32, why: &dyn fmt::Display) {
+        self.counters.count(Message::Unknown);
+        self.counters.failed();
+        self.reports.report(format_args!("a message of operation {opcode} is not understood"), why);
     }
 
     /// IOCTL: `ENOTTY`, at once. The kernel cannot be told to stop asking, and some programs ask at

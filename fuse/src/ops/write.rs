@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::Ops;
 use crate::counters::Message;
 
-/// Most bytes that one COPY_FILE_RANGE can say that it copied, in whole pages.
+/// Most bytes that one COPY_FILE_RANGE can say that it copied in 32 bits, in whole pages.
 const COPIED_BYTES_MAX: u64 = u32::MAX as u64 & !0xfff;
 
 /// The permission bits of a mode.
@@ -104,6 +104,23 @@ impl Ops {
             return Err(Errno::NOSYS);
         }
         self.make(Message::Create, caller, parent, name, mode, NewNode::File)
+    }
+
+    /// TMPFILE: a regular file without a name, which is open from then on. It lives until the kernel
+    /// has forgotten it, unless it is given a name by [`Ops::link`].
+    ///
+    /// # Errors
+    /// `ENOTDIR`, `ENOENT` for a directory that was removed, `ENOSPC`, `EROFS`.
+    pub fn create_unnamed(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        mode: u32,
+    ) -> Result<Attributes, Errno> {
+        self.run(Message::Tmpfile, parent, || {
+            self.worktree.create_unnamed(caller, parent, permissions(mode))
+        })
+        .map(|attributes| self.referenced(attributes))
     }
 
     fn make(
@@ -212,7 +229,7 @@ impl Ops {
     }
 
     /// COPY_FILE_RANGE of `len` bytes, as `(inode, offset)` from and to. Returns how many were
-    /// copied, which fits 32 bits and is less only at the end of the source or of that width.
+    /// copied: less only at the end of the source or, unless the answer is `wide`, of 32 bits.
     ///
     /// # Errors
     /// As [`Ops::write`], and `EIO` as [`Ops::read`].
@@ -222,16 +239,17 @@ impl Ops {
         (from, from_offset): (Ino, u64),
         (to, to_offset): (Ino, u64),
         len: u64,
-    ) -> Result<u32, Errno> {
-        let len = len.min(COPIED_BYTES_MAX);
+        wide: bool,
+    ) -> Result<u64, Errno> {
+        let len = if wide { len } else { len.min(COPIED_BYTES_MAX) };
         let copied = self.run(Message::CopyFileRange, to, || {
             self.worktree.copy_range(caller, from, from_offset, to, to_offset, len)
         })?;
         self.counters.wrote(copied);
-        u32::try_from(copied).map_err(|_| Errno::IO)
+        Ok(copied)
     }
 
-    /// FSYNC and FSYNCDIR: what was acknowledged so far survives a crash of the machine.
+    /// FSYNC, FSYNCDIR and SYNCFS: what was acknowledged so far survives a crash of the machine.
     ///
     /// # Errors
     /// `EIO` after the outbox has failed.

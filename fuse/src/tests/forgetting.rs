@@ -43,6 +43,7 @@ fn every_reply_that_names_an_entry_is_a_reference() {
         ops.make_directory(CALLER, Ino::ROOT, b"directory", 0o755),
         ops.make_link(CALLER, Ino::ROOT, b"symlink", b"target"),
         ops.create(CALLER, Ino::ROOT, b"file", 0o644),
+        ops.create_unnamed(CALLER, Ino::ROOT, 0o644),
     ];
     for made in made {
         assert_eq!(ops.references(made.unwrap().ino), 1);

@@ -117,5 +117,5 @@ fn a_listing_takes_as_few_messages_as_the_buffer_allows() {
             assert_eq!(file.metadata().unwrap().len(), 12);
         }
     });
-    assert_eq!(sent, [("open", 1), ("flush", 1)]);
+    assert_eq!(sent, [("open", 1), ("flush", 1), ("statx", 1)]);
 }

@@ -168,9 +168,10 @@ fn whatever_writes_is_refused_and_counted() {
         ops.set_attributes(caller, file, &SetAttributes::default()).map(drop),
         ops.write(file, 0, b"x", false),
         ops.allocate(caller, file, 0, 0, 1),
-        ops.copy_range(caller, (file, 0), (file, 10), 1).map(drop),
+        ops.copy_range(caller, (file, 0), (file, 10), 1, true).map(drop),
+        ops.create_unnamed(caller, Ino::ROOT, 0o600).map(drop),
     ];
-    assert_eq!(refused, [Err(Errno::ROFS); 12]);
+    assert_eq!(refused, [Err(Errno::ROFS); 13]);
     for message in ["mknod", "mkdir", "create", "rename", "write", "copy_file_range"] {
         assert!(ops.counters().snapshot().contains(&(message, 1)), "{message}");
     }
