@@ -13,12 +13,15 @@ pub struct Environment {
     pub store: PathBuf,
     /// How much the daemon logs: one of `error`, `warn`, `info`, `debug`, `trace`.
     pub log: Option<String>,
-    /// Names of the levers of the kernel's caches that are to stay off.
+    /// Names of the levers of a mount that are to be off.
     pub levers_off: Vec<String>,
+    /// Names of those that are to be on, although by default they are not.
+    pub levers_on: Vec<String>,
 }
 
 impl Environment {
-    /// Reads `AGENTFS_HOME`, `XDG_DATA_HOME`, `HOME`, `AGENTFS_LOG` and `AGENTFS_LEVERS_OFF`.
+    /// Reads `AGENTFS_HOME`, `XDG_DATA_HOME`, `HOME`, `AGENTFS_LOG`, `AGENTFS_LEVERS_OFF`
+    /// and `AGENTFS_LEVERS_ON`.
     ///
     /// # Errors
     /// If none of the first three names a place for the store.
@@ -26,12 +29,15 @@ impl Environment {
         let store = store_of(|name| env::var_os(name).filter(|value| !value.is_empty()))?;
         let store = std::path::absolute(&store)
             .map_err(|error| Failure::io("find the current directory for", &store, &error))?;
-        let levers_off = env::var("AGENTFS_LEVERS_OFF").unwrap_or_default();
-        let levers_off = levers_off.split([',', ' ']).filter(|name| !name.is_empty());
+        let names = |variable| -> Vec<String> {
+            let list = env::var(variable).unwrap_or_default();
+            list.split([',', ' ']).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+        };
         Ok(Self {
             store,
             log: env::var("AGENTFS_LOG").ok(),
-            levers_off: levers_off.map(str::to_owned).collect(),
+            levers_off: names("AGENTFS_LEVERS_OFF"),
+            levers_on: names("AGENTFS_LEVERS_ON"),
         })
     }
 }

@@ -20,9 +20,19 @@ use crate::protocol::{
 };
 use crate::serve::{Outcome, serve};
 
+/// What kernel and server have agreed on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Session {
+    /// What the kernel offered.
+    pub(crate) kernel: KernelFuse,
+    /// Whether requests are to come over io_uring.
+    pub(crate) io_uring: bool,
+}
+
 /// The capabilities that `levers` ask for.
-fn wanted(levers: &Levers) -> u64 {
+fn wanted(levers: &Levers, io_uring: bool) -> u64 {
     [
+        (io_uring, flag::OVER_IO_URING),
         (levers.readdirplus, flag::DO_READDIRPLUS),
         (levers.parallel_dirops, flag::PARALLEL_DIROPS),
         (levers.cache_symlinks, flag::CACHE_SYMLINKS),
@@ -35,11 +45,12 @@ fn wanted(levers: &Levers) -> u64 {
     .fold(0, |all, flag| all | flag)
 }
 
-/// Receives the introduction of the kernel, which is the first message of a mount, and answers it.
+/// Receives the introduction of the kernel, which is the first message of a mount, and answers it; with
+/// `io_uring` we are ready for that.
 ///
 /// # Errors
 /// If the kernel speaks another protocol or none, or takes no answer.
-pub(crate) fn handshake(device: &OwnedFd, ops: &Ops) -> io::Result<KernelFuse> {
+pub(crate) fn handshake(device: &OwnedFd, ops: &Ops, io_uring: bool) -> io::Result<Session> {
     let mut request = vec![0; REQUEST_BYTES_MAX];
     let len = rustix::io::retry_on_intr(|| rustix::io::read(device, &mut *request))?;
     let request = Request::parse(&request[..len]).map_err(io::Error::other)?;
@@ -48,7 +59,7 @@ pub(crate) fn handshake(device: &OwnedFd, ops: &Ops) -> io::Result<KernelFuse> {
         return Err(io::Error::other("the kernel does not introduce itself"));
     };
     ops.done(Message::Init);
-    let Some(agreement) = introduction.agree(wanted(ops.levers())) else {
+    let Some(agreement) = introduction.agree(wanted(ops.levers(), io_uring)) else {
         let (major, minor) = (introduction.major, introduction.minor);
         let why = format!("the kernel speaks FUSE {major}.{minor}; 7.31 or a later 7 is needed");
         return Err(io::Error::other(why));
@@ -58,11 +69,12 @@ pub(crate) fn handshake(device: &OwnedFd, ops: &Ops) -> io::Result<KernelFuse> {
     agreement.encode(rustix::param::page_size(), &mut Writer::new(payload));
     head.copy_from_slice(&out_header(request.header.unique, 0, payload.len()));
     rustix::io::write(device, &reply)?;
-    Ok(KernelFuse {
+    let kernel = KernelFuse {
         major: introduction.major,
         minor: introduction.minor,
         capabilities: introduction.capabilities,
-    })
+    };
+    Ok(Session { kernel, io_uring: agreement.capabilities & flag::OVER_IO_URING != 0 })
 }
 
 /// Serves the device on `threads` threads, of which the calling one is the first, until the session

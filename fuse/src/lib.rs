@@ -5,7 +5,7 @@
 //! - It decodes, calls and replies. What an operation means is the worktree's to decide.
 //! - [`Ops`] is the one set of operations. A transport carries messages, `protocol` reads and writes
 //!   them, `serve.rs` makes one call of each, and none of them decides anything.
-//! - Only this crate knows `/dev/fuse`, its protocol and mount(2).
+//! - Only this crate knows `/dev/fuse`, its protocol, io_uring and mount(2).
 //! - Engine errors become errnos in `errno.rs` and nowhere else, and what an errno cannot say is
 //!   logged there. A panic in an operation costs its caller an `EIO` and nobody else anything.
 //! - What the kernel refers to is counted in `lookups.rs`, exactly: an inode without names lives
@@ -13,7 +13,8 @@
 //! - Nothing here waits for a mount that may be dead or hung, except on a thread or in a process
 //!   that can be left behind.
 //!
-//! `unsafe` appears in `health.rs` and `warm.rs`, for system calls that have no safe form.
+//! `unsafe` appears in `health.rs` and `warm.rs`, for system calls that have no safe form, and in
+//! `uring.rs`, for memory that the kernel writes to.
 
 mod cache;
 mod counters;
@@ -31,8 +32,10 @@ mod probe;
 mod protocol;
 mod serve;
 mod session;
+mod start;
 #[cfg(test)]
 mod tests;
+mod uring;
 mod warm;
 
 pub use cache::{LEVERS, Levers};

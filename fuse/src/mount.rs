@@ -126,7 +126,7 @@ pub(crate) fn detach(dir: &Path, lazy: bool) -> Result<()> {
 /// Cuts a mount off from its server, so that whoever waits for an answer gets an error. Best effort:
 /// by a forced unmount, which aborts even where it then finds the mount busy, else through the
 /// control file system, where that is mounted.
-fn abort(dir: &Path) {
+pub(crate) fn abort(dir: &Path) {
     if !matches!(rustix::mount::unmount(dir, UnmountFlags::FORCE), Err(Errno::PERM)) {
         return;
     }

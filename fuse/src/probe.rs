@@ -65,6 +65,8 @@ pub struct Probe {
     pub kernel: Option<KernelFuse>,
     /// Whether the module's parameter `enable_uring` is on; `None` where there is no such parameter.
     pub io_uring_enabled: Option<bool>,
+    /// Why this process can make no ring of io_uring; `None` if it can.
+    pub io_uring_obstacle: Option<String>,
     /// Most pages of a message.
     pub pages_max: Option<u32>,
 }
@@ -89,6 +91,7 @@ pub fn probe() -> Probe {
         kernel,
         io_uring_enabled: setting("/sys/module/fuse/parameters/enable_uring")
             .map(|value| value == "Y"),
+        io_uring_obstacle: crate::uring::obstacle(),
         pages_max: setting("/proc/sys/fs/fuse/max_pages_limit").and_then(|text| text.parse().ok()),
     }
 }

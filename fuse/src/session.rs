@@ -14,16 +14,19 @@ use std::time::Duration;
 use agentfs_engine::worktree::Worktree;
 use rustix::fs::{major, minor};
 use rustix::io::Errno;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
+use crate::cache::Levers;
 use crate::counters::Counters;
-use crate::devfuse;
+use crate::devfuse::{self, Session};
 use crate::error::{Error, Result};
 use crate::mount::{self, MountOptions};
 use crate::mountinfo::{self, Place};
 use crate::notify::{Notifier, Stale};
 use crate::ops::Ops;
 use crate::probe::KernelFuse;
+use crate::start::Start;
+use crate::uring::{self, Worker};
 use crate::warm::{self, Stop, Warmed};
 
 /// How long the threads of a session may take to end after an unmount that succeeded.
@@ -34,7 +37,7 @@ pub struct Mounted {
     dir: PathBuf,
     place: Place,
     ops: Arc<Ops>,
-    kernel: KernelFuse,
+    session: Session,
     link: Arc<Link>,
 }
 
@@ -54,52 +57,103 @@ enum State {
     Ended,
 }
 
-/// Mounts `worktree` on the directory `dir` and serves it on threads of its own.
+/// Mounts `worktree` on the directory `dir` and serves it on threads of its own. Where io_uring is asked
+/// for and cannot be had, it is served without.
 ///
 /// # Errors
 /// [`Error::Nested`], [`Error::MountPoint`], [`Error::Device`], [`Error::NoHelper`], [`Error::Helper`],
 /// [`Error::Mount`], or [`Error::Session`] when the kernel and we do not agree. Nothing stays mounted.
 pub fn mount(worktree: Arc<Worktree>, dir: &Path, options: &MountOptions) -> Result<Mounted> {
+    mount_by(worktree, dir, options, uring::prepare)
+}
+
+/// As [`mount`], with workers that `prepare` makes.
+pub(crate) fn mount_by(
+    worktree: Arc<Worktree>,
+    dir: &Path,
+    options: &MountOptions,
+    prepare: fn() -> std::io::Result<Vec<Worker>>,
+) -> Result<Mounted> {
     let dir = mount::mount_point(dir)?;
+    match mount_once(Arc::clone(&worktree), &dir, options, prepare) {
+        Err(failure @ Error::Session { .. }) if options.levers.io_uring => {
+            warn!("{failure}; once more without io_uring");
+            let levers = Levers { io_uring: false, ..options.levers.clone() };
+            mount_once(worktree, &dir, &MountOptions { levers, ..options.clone() }, prepare)
+        }
+        done => done,
+    }
+}
+
+fn mount_once(
+    worktree: Arc<Worktree>,
+    dir: &Path,
+    options: &MountOptions,
+    prepare: fn() -> std::io::Result<Vec<Worker>>,
+) -> Result<Mounted> {
     let ops = Arc::new(Ops::new(worktree, options.levers.clone()));
-    let device = Arc::new(mount::attach(&dir, options)?);
-    let threads = options.serving_threads();
-    let started = devfuse::handshake(&device, &ops)
-        .and_then(|kernel| Ok((kernel, serve(Arc::clone(&device), Arc::clone(&ops), threads)?)))
-        .map_err(|source| Error::Session { dir: dir.clone(), source })
-        .and_then(|started| Ok((started, mountinfo::place(&dir)?)));
+    let device = Arc::new(mount::attach(dir, options)?);
+    let started = start(&device, &ops, dir, options, prepare)
+        .map_err(|source| Error::Session { dir: dir.into(), source })
+        .and_then(|started| Ok((started, mountinfo::place(dir)?)));
     // From here on only the session keeps it open.
     drop(device);
-    let ((kernel, link), place) = match started {
+    let ((session, link), place) = match started {
         Ok((started, Some(place))) if place.top => (started, place),
         other => {
-            let _ = mount::detach(&dir, true);
+            let _ = mount::detach(dir, true);
             other?;
-            return Err(Error::NotMounted { dir });
+            return Err(Error::NotMounted { dir: dir.into() });
         }
     };
-    let mounted = Mounted { dir, place, ops, kernel, link };
+    let mounted = Mounted { dir: dir.into(), place, ops, session, link };
     mounted.read_ahead();
     info!("mounted {} on {}", options.name, mounted.dir.display());
     Ok(mounted)
 }
 
-/// Starts the threads of a session.
-fn serve(device: Arc<OwnedFd>, ops: Arc<Ops>, threads: usize) -> std::io::Result<Arc<Link>> {
+/// Comes to terms with the kernel and starts the threads of a session.
+fn start(
+    device: &Arc<OwnedFd>,
+    ops: &Arc<Ops>,
+    dir: &Path,
+    options: &MountOptions,
+    prepare: fn() -> std::io::Result<Vec<Worker>>,
+) -> std::io::Result<(Session, Arc<Link>)> {
+    let mut workers = Vec::new();
+    if options.levers.io_uring {
+        match prepare() {
+            Ok(prepared) => workers = prepared,
+            Err(failure) => warn!("io_uring cannot be used: {failure}"),
+        }
+    }
+    let session = devfuse::handshake(device, ops, !workers.is_empty())?;
+    if !session.io_uring && !workers.is_empty() {
+        warn!("the kernel does not offer FUSE over io_uring: `agentfs doctor` says how it would");
+        workers.clear();
+    }
     let link = Arc::new(Link {
         walking: Mutex::new(()),
         stop: Stop::default(),
-        state: Mutex::new(State::Serving(Notifier::new(Arc::clone(&device)))),
+        state: Mutex::new(State::Serving(Notifier::new(Arc::clone(device)))),
         ended: Condvar::new(),
     });
-    let shared = Arc::clone(&link);
+    // Over io_uring only forgets come this way.
+    let threads = if session.io_uring { 1 } else { options.serving_threads() };
+    let (device, ops, shared) = (Arc::clone(device), Arc::clone(ops), Arc::clone(&link));
+    let serving = dir.to_owned();
+    let (start, starting) = Start::new(workers.len());
     thread::Builder::new().name("agentfs-fuse".into()).spawn(move || {
-        devfuse::run(&device, &ops, threads);
+        let read = || devfuse::run(&device, &ops, threads);
+        starting.run(workers, &device, &ops, &serving, read);
         ops.forget_all();
+        // Before it is said: who then looks finds a dead mount, not a hung one.
+        drop(device);
         *lock(&shared.state) = State::Ended;
         shared.ended.notify_all();
     })?;
-    Ok(link)
+    start.wait()?;
+    Ok((session, link))
 }
 
 impl Mounted {
@@ -115,7 +169,12 @@ impl Mounted {
 
     /// What the kernel offered when the session began.
     pub fn kernel(&self) -> Option<KernelFuse> {
-        Some(self.kernel)
+        Some(self.session.kernel)
+    }
+
+    /// Whether requests come over io_uring.
+    pub fn io_uring(&self) -> bool {
+        self.session.io_uring
     }
 
     /// Every count with its name; see [`Counters::snapshot`].

@@ -109,19 +109,26 @@ fn machine(probe: &Probe) -> Vec<Finding> {
         let of = |offered| if offered { "the kernel offers it" } else { "the kernel lacks it" };
         let unused = |offered| format!("{}; this version does not use it", of(offered));
         findings.push(Finding::new("passthrough", State::Off, unused(kernel.passthrough())));
-        // The kernel offers it only while the parameter is on.
-        findings.push(if probe.io_uring_enabled == Some(false) {
-            Finding::new(
-                "io_uring",
-                State::Off,
-                "switched off in the kernel; this version does not use it",
-            )
-            .remedy("echo Y > /sys/module/fuse/parameters/enable_uring")
-        } else {
-            Finding::new("io_uring", State::Off, unused(kernel.io_uring()))
-        });
+        findings.push(io_uring(probe, kernel.io_uring()));
     }
     findings
+}
+
+/// Whether requests can come over io_uring, which a lever then switches on.
+fn io_uring(probe: &Probe, offered: bool) -> Finding {
+    let finding = |why: &str| Finding::new("FUSE over io_uring", State::Off, why);
+    match (&probe.io_uring_obstacle, probe.io_uring_enabled) {
+        (_, None) => finding("the kernel lacks it").remedy("Linux 6.14 and later have it"),
+        // The kernel offers it only while the parameter is on.
+        (_, Some(false)) => finding("the kernel has it, switched off")
+            .remedy("echo 1 > /sys/module/fuse/parameters/enable_uring"),
+        (Some(why), _) => finding(&format!("this process cannot use io_uring: {why}"))
+            .remedy("sysctl kernel.io_uring_disabled=0; allow io_uring_setup in the container"),
+        (None, Some(true)) if !offered => finding("the kernel does not offer it"),
+        (None, Some(true)) => {
+            Finding::new("FUSE over io_uring", State::Ok, "it can be had; the lever is `io_uring`")
+        }
+    }
 }
 
 fn git() -> Finding {
@@ -168,8 +175,12 @@ fn levers(status: Option<&Status>) -> Vec<Finding> {
     };
     let finding = |name: &&str| match position(name) {
         Some(true) => Finding::new(name, State::Ok, "on"),
-        Some(false) if default(name) == Some(false) => {
+        Some(false) if *name == "writeback_cache" => {
             Finding::new(name, State::Off, "off by design: it would trade durability for speed")
+        }
+        Some(false) if default(name) == Some(false) => {
+            Finding::new(name, State::Off, "off by default")
+                .remedy("AGENTFS_LEVERS_ON=io_uring, when the daemon starts")
         }
         _ => Finding::new(name, State::Off, "switched off for the daemon by AGENTFS_LEVERS_OFF")
             .remedy("unset it and restart the daemon: `agentfs daemon stop`"),
@@ -206,6 +217,7 @@ mod tests {
             user_allow_other: false,
             kernel: None,
             io_uring_enabled: None,
+            io_uring_obstacle: None,
             pages_max: None,
         }
     }
@@ -226,12 +238,29 @@ mod tests {
     }
 
     #[test]
+    fn what_keeps_from_io_uring_is_told_with_its_remedy() {
+        let of = |enabled, obstacle: Option<&str>, offered| {
+            let obstacle = obstacle.map(str::to_owned);
+            let probe = Probe { io_uring_enabled: enabled, io_uring_obstacle: obstacle, ..probe() };
+            let finding = io_uring(&probe, offered);
+            (finding.state, finding.remedy.unwrap_or_default())
+        };
+        assert_eq!(of(Some(true), None, true), (State::Ok, String::new()));
+        let (state, remedy) = of(Some(false), None, false);
+        assert!(state == State::Off && remedy.contains("enable_uring"), "{remedy}");
+        let (state, remedy) = of(Some(true), Some("not permitted"), true);
+        assert!(state == State::Off && remedy.contains("io_uring_disabled"), "{remedy}");
+        assert_eq!(of(None, None, false).0, State::Off);
+        assert_eq!(of(Some(true), None, false).0, State::Off);
+    }
+
+    #[test]
     fn a_lever_that_is_off_is_told() {
         let off = |findings: Vec<Finding>| {
             let off = findings.into_iter().filter(|finding| finding.state == State::Off);
             off.map(|finding| finding.name).collect::<Vec<_>>()
         };
-        assert_eq!(off(levers(None)), ["writeback_cache"]);
+        assert_eq!(off(levers(None)), ["writeback_cache", "io_uring"]);
         let status: Status = serde_json::from_value(serde_json::json!({
             "version": "x", "pid": 1, "uptime": 0, "store": "/s", "repositories": [],
             "worktrees": [],

@@ -223,11 +223,15 @@ async fn unmounted(daemon: &Daemon, dir: Option<&Path>) {
 
 fn levers(environment: &Environment) -> Result<Levers> {
     let mut levers = Levers::default();
-    for name in &environment.levers_off {
-        if !levers.switch(name, false) {
+    let lists = [
+        ("AGENTFS_LEVERS_OFF", &environment.levers_off, false),
+        ("AGENTFS_LEVERS_ON", &environment.levers_on, true),
+    ];
+    for (variable, names, on) in lists {
+        if let Some(name) = names.iter().find(|name| !levers.switch(name, on)) {
             return Err(Failure::new(
                 Kind::Usage,
-                format!("AGENTFS_LEVERS_OFF names {name:?}, which is no lever"),
+                format!("{variable} names {name:?}, which is no lever"),
             )
             .hint(format!("the levers are {}", agentfs_fuse::LEVERS.join(", "))));
         }
@@ -255,9 +259,14 @@ mod tests {
 
     #[test]
     fn a_lever_that_does_not_exist_is_named() {
-        let mut environment =
-            Environment { store: "/s".into(), log: None, levers_off: vec!["prewarm".into()] };
+        let mut environment = Environment {
+            store: "/s".into(),
+            log: None,
+            levers_off: vec!["prewarm".into()],
+            levers_on: vec!["io_uring".into()],
+        };
         assert!(!levers(&environment).unwrap().prewarm);
+        assert!(levers(&environment).unwrap().io_uring);
         environment.levers_off = vec!["no_such".into()];
         let failure = levers(&environment).unwrap_err();
         assert!(failure.message.contains("no_such") && failure.hint.unwrap().contains("prewarm"));

@@ -211,6 +211,14 @@ pub(super) fn can_mount() -> bool {
     can
 }
 
+/// Names the transport of the mounts of a process of tests: `io_uring`, else `/dev/fuse`.
+pub(super) const TRANSPORT: &str = "AGENTFS_TEST_TRANSPORT";
+
+/// Whether the tests of this process are those over io_uring.
+pub(super) fn over_io_uring() -> bool {
+    std::env::var_os(TRANSPORT).is_some_and(|value| value == "io_uring")
+}
+
 /// A mounted worktree that is torn down when the test ends, however it ends, or takes too long.
 pub(super) struct Mount {
     // In this order: the mount goes before what it serves.
@@ -241,7 +249,10 @@ impl Mount {
         }
         let stored = stored();
         let point = Point::new();
-        let mounted = mount(Arc::clone(&stored.worktree), &point.path, options).unwrap();
+        let mut options = options.clone();
+        options.levers.io_uring |= over_io_uring();
+        let mounted = mount(Arc::clone(&stored.worktree), &point.path, &options).unwrap();
+        assert_eq!(mounted.io_uring(), options.levers.io_uring);
         Some(Self { mounted, point, stored })
     }
 

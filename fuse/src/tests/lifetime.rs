@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::UnmountFlags;
 
 use super::fixture::{self, Mount, Point};
+use super::process::start;
 use crate::cache::Levers;
 use crate::error::Error;
 use crate::helper;
@@ -121,6 +123,45 @@ fn many_mounts_live_side_by_side() {
     devices.sort_unstable();
     devices.dedup();
     assert_eq!(devices.len(), mounts.len());
+}
+
+/// Serves a mount until it is killed.
+pub(super) fn serve_in_a_process(path: &Path) {
+    let stored = fixture::worktree(fixture::items());
+    let mut options = fixture::usual();
+    options.levers.io_uring = fixture::over_io_uring();
+    let mounted = crate::mount(Arc::clone(&stored.worktree), path, &options).unwrap();
+    assert_eq!(mounted.io_uring(), fixture::over_io_uring());
+    fs::write(path.with_file_name("ready"), b"").unwrap();
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+#[test]
+fn a_server_that_is_killed_leaves_a_dead_mount_and_nobody_waiting() {
+    if !fixture::can_mount() {
+        return;
+    }
+    let point = Point::new();
+    let mut server = start("serve", &point.path);
+    becomes("it serves", || point.path.with_file_name("ready").exists());
+    thread::scope(|scope| {
+        for caller in 0..4 {
+            let path = &point.path;
+            // Until it is refused: nobody waits for ever.
+            scope.spawn(move || {
+                let missing = |n: u64| fs::symlink_metadata(path.join(format!("no-{caller}-{n}")));
+                let refused = |n: &u64| {
+                    missing(*n).is_err_and(|error| error.raw_os_error() != Some(libc::ENOENT))
+                };
+                assert!((0..).find(refused).is_some());
+            });
+        }
+        thread::sleep(Duration::from_millis(50));
+        server.kill().unwrap();
+        server.wait().unwrap();
+    });
+    assert_eq!(mount_state(&point.path).unwrap(), MountState::Dead);
+    unmount_path(&point.path, false).unwrap();
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod random;
 mod reading;
 mod twin;
 mod unnamed;
+mod uring;
 mod warming;
 mod writeback;
 mod writing;
