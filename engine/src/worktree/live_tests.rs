@@ -7,6 +7,7 @@ use super::*;
 use crate::content::Preparer;
 use crate::error::Denial;
 use crate::id::{GitOid, HashKind};
+use crate::limits::LINKS_MAX;
 use crate::store::{Store, WriteItem};
 use crate::testing::FaultyStorage;
 use crate::tree::{Entry, TreeBuilder};
@@ -277,6 +278,30 @@ fn a_file_may_begin_without_a_name() {
     let fixture = fixture.restart();
     assert!(matches!(fixture.attributes(kept), Err(Error::NoInode(_))));
     assert_eq!(names(&fixture, Ino::ROOT), [".", "..", ".git", "file", "sub"]);
+}
+
+#[test]
+fn an_inode_has_no_more_names_than_links_max() {
+    let fixture = Fixture::new();
+    let (file, sub) = (ino(&fixture, "file"), ino(&fixture, "sub"));
+    let nlink = |ino| fixture.attributes(ino).unwrap().nlink;
+    let mut change = fixture.change().unwrap();
+    for ino in [file, sub] {
+        change.inode(ino).unwrap().nlink = LINKS_MAX - 1;
+    }
+    change.commit(&[]).unwrap();
+    let mkdir = |name: &[u8]| fixture.create(USER, sub, name, 0o755, NewNode::Directory);
+    assert_eq!(fixture.link(file, Ino::ROOT, b"last").unwrap().nlink, LINKS_MAX);
+    assert_eq!(denial(fixture.link(file, Ino::ROOT, b"more")), Denial::TooManyLinks);
+    mkdir(b"last").unwrap();
+    assert_eq!(denial(mkdir(b"more")), Denial::TooManyLinks);
+    let other = make(&fixture, Ino::ROOT, "other", NewNode::Directory);
+    let moved = fixture.rename(Ino::ROOT, b"other", sub, b"other", RenameMode::Replace);
+    assert_eq!(denial(moved), Denial::TooManyLinks);
+    assert_eq!((nlink(file), nlink(sub), nlink(other)), (LINKS_MAX, LINKS_MAX, 2));
+    assert_eq!(names(&fixture, sub), [".", "..", "inner", "last"]);
+    fixture.unlink(Ino::ROOT, b"file").unwrap();
+    fixture.link(file, Ino::ROOT, b"more").unwrap();
 }
 
 #[test]
