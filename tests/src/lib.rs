@@ -23,11 +23,13 @@
 //! - [`TestStore::become_ordinary`] runs everything as a user who is not root.
 //! - [`Connection`] speaks to the daemon without the commands.
 //! - git runs without the user's configuration ([`git`]), and so does agentfs.
+//! - [`ledger::Ledger`] keeps account of what a directory must show after a kill.
 //! - [`fixture::codex`] is a real repository, [`fixture::Builder`] makes small ones.
 
 pub mod binary;
 mod connection;
 pub mod fixture;
+pub mod ledger;
 pub mod mounts;
 mod store;
 pub mod tree;

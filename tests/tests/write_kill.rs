@@ -1,258 +1,266 @@
 //! Goal: a daemon that is killed loses nothing that it has acknowledged.
 //!
-//! Threads change files of a worktree while its daemon is killed at random moments. Each keeps its
-//! own record, outside of the worktree, of what was acknowledged. After each restart everything on
-//! the records is there, bytes and names, and the store has no damage. The one operation of each
-//! thread that was under way may have happened or not, but nothing in between.
+//! Threads change files, directories, links and attributes of a worktree while its daemon is killed at random
+//! moments: while they write, while it drains, while it starts again. Each keeps its own account, outside
+//! of the worktree, of what was acknowledged. After each restart everything on the accounts is there: names
+//! that must be there and names that must not, every byte, mode, link and attribute. The one operation of
+//! each thread that was under way may have happened or not; a write may have happened as far as a prefix.
+//! Every commit that git has acknowledged is reachable and holds what was committed, and the store has no damage.
 //!
-//! `AGENTFS_TEST_ROUNDS` makes it longer: 500 rounds take about half an hour.
+//! `AGENTFS_TEST_ROUNDS` (8) and `AGENTFS_TEST_SEED` (1) make it another or a longer one: 500 rounds take about an
+//! hour.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use agentfs_tests::ledger::{Dice, Ledger};
 use agentfs_tests::{TestStore, fixture::Builder, fuse_available, git, git_command};
 
-/// A small generator of choices (splitmix64).
-struct Dice(u64);
+/// Threads that change a directory each.
+const WORKERS: u64 = 3;
+/// Files that the commits change.
+const COMMITTED_FILES: u64 = 20;
+/// A file that has a drain begin at once when it is written, and its length in bytes.
+const LARGE: &str = "large";
+const DRAIN_BYTES: usize = 40 << 20;
 
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
+/// How the daemon ends in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// While changes are made.
+    Writing,
+    /// While so much was written that a drain has begun.
+    Draining,
+    /// While changes are made, and again while it starts.
+    Starting,
+    /// It is told to stop while changes are made.
+    Stopped,
+}
+
+impl End {
+    fn choose(dice: &mut Dice) -> Self {
+        match dice.roll(8) {
+            0..4 => Self::Writing,
+            4 | 5 => Self::Draining,
+            6 => Self::Starting,
+            _ => Self::Stopped,
+        }
     }
 }
 
-/// What is known to be so below the directory of one thread.
+/// What git has acknowledged, and what was written for it.
 #[derive(Default)]
-struct Record {
-    files: BTreeMap<String, State>,
-    /// What the operation that was under way would have made so, for the names that it touches.
-    pending: Vec<(String, Option<State>)>,
-    /// If it writes, how many bytes of the file are known to be written: the kernel may send one
-    /// write in parts, and says so.
-    written: Option<usize>,
+struct Commits {
+    /// Commit, file and content, the oldest first.
+    made: Vec<(String, String, String)>,
+    /// The files of the worktree.
+    written: BTreeMap<String, String>,
+    /// The file that was being written, and its new content.
+    pending: Option<(String, String)>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct State {
-    bytes: Vec<u8>,
-    mode: u32,
-}
-
-impl Record {
-    /// Does one operation that is one change, and records that it was acknowledged.
-    fn change(
-        &mut self,
-        will_be: Vec<(String, Option<State>)>,
-        operation: impl FnOnce() -> io::Result<()>,
-    ) -> io::Result<()> {
-        (self.pending, self.written) = (will_be, None);
-        operation()?;
-        for (name, state) in std::mem::take(&mut self.pending) {
-            match state {
-                Some(state) => drop(self.files.insert(name, state)),
-                None => drop(self.files.remove(&name)),
+impl Commits {
+    /// Commits in the directory `commits` of the worktree until something fails.
+    fn make(&mut self, mounted: &Path, dice: &mut Dice) {
+        loop {
+            let name = format!("commits/c{}", dice.roll(COMMITTED_FILES));
+            let text = format!("{}\n", dice.number());
+            self.pending = Some((name.clone(), text.clone()));
+            if fs::write(mounted.join(&name), &text).is_err() {
+                return;
             }
-        }
-        Ok(())
-    }
-
-    /// Compares with what is in `dir`, and takes over what became of the pending operation.
-    fn verify(&mut self, dir: &Path) {
-        let mut found = BTreeMap::new();
-        for entry in fs::read_dir(dir).expect("the directory is there") {
-            let entry = entry.expect("an entry");
-            let name = entry.file_name().into_string().expect("a plain name");
-            let metadata = entry.metadata().expect("its attributes");
-            let bytes = fs::read(entry.path()).expect("its bytes");
-            assert_eq!(bytes.len() as u64, metadata.len(), "{name}");
-            found.insert(name, State { bytes, mode: metadata.permissions().mode() & 0o7777 });
-        }
-        let mut pending = std::mem::take(&mut self.pending);
-        if let (Some(written), [(name, Some(will_be))]) = (self.written, &mut pending[..]) {
-            let (old, new) = (&self.files[name].bytes, &will_be.bytes);
-            let is = &found.get(name).expect("it was not removed").bytes;
-            assert!(is.len() >= written && is.len() <= new.len(), "{name}");
-            let of_either =
-                |(at, byte)| new[at] == byte || at >= written && old.get(at) == Some(&byte);
-            assert!(is.iter().copied().enumerate().all(of_either), "{name} has bytes of nobody");
-            will_be.bytes = is.clone();
-        }
-        let happened = pending.iter().all(|(name, state)| found.get(name) == state.as_ref());
-        let not_happened = pending.iter().all(|(name, _)| found.get(name) == self.files.get(name));
-        assert!(happened || not_happened, "half of an operation: {:?}", names(&pending));
-        if happened {
-            for (name, state) in pending {
-                match state {
-                    Some(state) => drop(self.files.insert(name, state)),
-                    None => drop(self.files.remove(&name)),
+            self.pending = None;
+            self.written.insert(name.clone(), text.clone());
+            for args in [&["add", "-A", "commits"][..], &["commit", "--quiet", "-m", "more"]] {
+                match git_command(mounted, args).output() {
+                    Ok(output) if output.status.success() => {}
+                    _ => return,
                 }
             }
-        }
-        let recorded: Vec<_> = self.files.keys().collect();
-        assert_eq!(found.keys().collect::<Vec<_>>(), recorded, "the names in {}", dir.display());
-        for (name, state) in &found {
-            assert!(self.files[name] == *state, "{name} is not what was acknowledged");
-        }
-    }
-}
-
-fn names(pending: &[(String, Option<State>)]) -> Vec<&String> {
-    pending.iter().map(|(name, _)| name).collect()
-}
-
-/// Works in `dir` until something fails, which must be because the daemon was killed.
-fn work(dir: &Path, record: &mut Record, dice: &mut Dice, killed: &AtomicBool) {
-    loop {
-        if let Err(error) = step(dir, record, dice) {
-            assert!(killed.load(Ordering::SeqCst), "before the daemon was killed: {error}");
-            return;
-        }
-    }
-}
-
-fn step(dir: &Path, record: &mut Record, dice: &mut Dice) -> io::Result<()> {
-    let name = format!("f{}", dice.roll(40));
-    let path = dir.join(&name);
-    let now = record.files.get(&name).cloned();
-    let now_len = now.as_ref().map_or(0, |now| now.bytes.len());
-    let fill = dice.roll(256) as u8;
-    match (dice.roll(10), now) {
-        (_, None) => {
-            let made = State { bytes: Vec::new(), mode: 0o644 };
-            record.change(vec![(name, Some(made))], || File::create_new(&path).map(drop))
-        }
-        (0..4, Some(mut state)) => {
-            let len = [10, 5_000, 70_000, 400_000][dice.roll(4) as usize];
-            state.bytes.extend(std::iter::repeat_n(fill, len));
-            let mut known = now_len;
-            let done = record.change(vec![(name, Some(state))], || {
-                known += OpenOptions::new().append(true).open(&path)?.write(&vec![fill; len])?;
-                let whole = known == now_len + len;
-                if whole { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
-            });
-            record.written = done.is_err().then_some(known);
-            done
-        }
-        (4, Some(mut state)) => {
-            let at = dice.roll(state.bytes.len() as u64 + 1) as usize;
-            let end = (at + 3_000).min(state.bytes.len());
-            state.bytes[at..end].fill(fill);
-            let done = record.change(vec![(name, Some(state))], || {
-                let file = OpenOptions::new().write(true).open(&path)?;
-                if end > at {
-                    file.write_all_at(&vec![fill; end - at], at as u64)?;
+            match git_command(mounted, &["rev-parse", "HEAD"]).output() {
+                Ok(output) if output.status.success() => {
+                    let id = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+                    self.made.push((id, name, text));
                 }
-                if fill.is_multiple_of(4) { file.sync_all() } else { Ok(()) }
-            });
-            record.written = done.is_err().then_some(0);
-            done
-        }
-        (5, Some(mut state)) => {
-            let len = dice.roll(state.bytes.len() as u64 * 2 + 1) as usize;
-            state.bytes.resize(len, 0);
-            record.change(vec![(name, Some(state))], || {
-                OpenOptions::new().write(true).open(&path)?.set_len(len as u64)
-            })
-        }
-        (6, Some(mut state)) => {
-            state.mode = 0o600 | u32::from(fill) & 0o77;
-            let mode = state.mode;
-            record.change(vec![(name, Some(state))], || {
-                fs::set_permissions(&path, fs::Permissions::from_mode(mode))
-            })
-        }
-        (7 | 8, Some(state)) => {
-            let other = format!("f{}", dice.roll(40));
-            if other == name {
-                return Ok(());
-            }
-            let to = dir.join(&other);
-            record.change(vec![(name, None), (other, Some(state))], || fs::rename(&path, to))
-        }
-        (_, Some(_)) => record.change(vec![(name, None)], || fs::remove_file(&path)),
-    }
-}
-
-/// Commits in `dir`, a directory of the worktree, until something fails.
-fn commit(mounted: &Path, dir: &Path, dice: &mut Dice, last: &mut Option<String>) {
-    loop {
-        let name = format!("c{}", dice.roll(20));
-        let text = format!("{}\n", dice.roll(u64::MAX));
-        if fs::write(dir.join(&name), text).is_err() {
-            return;
-        }
-        for args in [&["add", "-A", "commits"][..], &["commit", "--quiet", "-m", "more"]] {
-            match git_command(mounted, args).output() {
-                Ok(output) if output.status.success() => {}
                 _ => return,
             }
         }
-        match git_command(mounted, &["rev-parse", "HEAD"]).output() {
-            Ok(output) if output.status.success() => {
-                *last = Some(String::from_utf8_lossy(&output.stdout).trim().to_owned());
-            }
-            _ => return,
+    }
+
+    /// Checks the files, and the commits from number `from` on.
+    fn verify(&mut self, mounted: &Path, from: usize) {
+        let files =
+            fs::read_dir(mounted.join("commits")).expect("the directory is there").map(|file| {
+                let name = file.expect("an entry").file_name().into_string().expect("a plain name");
+                let name = format!("commits/{name}");
+                let text = fs::read_to_string(mounted.join(&name)).expect("its text");
+                (name, text)
+            });
+        let mut files: BTreeMap<String, String> = files.collect();
+        if let Some((name, new)) = self.pending.take() {
+            // It is emptied, then written.
+            let (old, is) = (self.written.remove(&name), files.remove(&name));
+            let begun = is.as_ref().is_some_and(|is| new.starts_with(is));
+            assert!(
+                is == old || begun,
+                "{name}: {is:?}, neither {old:?} nor the beginning of {new:?}"
+            );
+        }
+        assert_eq!(files, self.written, "what was written and not committed");
+        // git may have been stopped while it held its lock, as in any worktree.
+        let git_dir = git(mounted, &["rev-parse", "--absolute-git-dir"]);
+        fs::remove_file(Path::new(&git_dir).join("index.lock")).ok();
+        if let Some((last, ..)) = self.made.last() {
+            git(mounted, &["merge-base", "--is-ancestor", last, "HEAD"]);
+        }
+        for (id, name, text) in &self.made[from..] {
+            assert_eq!(git(mounted, &["show", &format!("{id}:{name}")]), text.trim_end());
+        }
+        git(mounted, &["fsck", "--connectivity-only"]);
+        // The next round begins with what is committed.
+        git(mounted, &["reset", "--quiet", "--hard", "HEAD"]);
+        git(mounted, &["clean", "-qfdx", "commits"]);
+        fs::create_dir_all(mounted.join("commits")).expect("a directory");
+        assert_eq!(git(mounted, &["status", "--porcelain", "commits"]), "");
+        self.written.clear();
+        let tracked = git(mounted, &["ls-files", "commits"]);
+        for name in tracked.lines() {
+            let is = fs::read_to_string(mounted.join(name)).expect("its text");
+            let committed = git(mounted, &["show", &format!("HEAD:{name}")]);
+            assert_eq!(is.trim_end(), committed, "{name} is not what was committed");
+            self.written.insert(name.into(), is);
         }
     }
 }
 
+/// Changes a directory until something fails, which must be because the daemon was ended.
+fn work(ledger: &mut Ledger, dice: &mut Dice, ended: &AtomicBool) {
+    loop {
+        if let Err(error) = ledger.step(dice) {
+            assert!(ended.load(Ordering::SeqCst), "before the daemon was ended: {error}");
+            assert!(is_of_ended(&error), "a daemon that is gone does not say this: {error}");
+            return;
+        }
+    }
+}
+
+/// Whether an error is one of a file system that is not served any more, or not mounted.
+fn is_of_ended(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let expected = [Errno::NOTCONN, Errno::CONNABORTED, Errno::NODEV, Errno::IO, Errno::NOENT];
+    error
+        .raw_os_error()
+        .is_some_and(|code| expected.iter().any(|known| known.raw_os_error() == code))
+}
+
+/// Writes so much that a drain begins, lets a part of it pass, and returns what was written.
+fn provoke_a_drain(mounted: &Path, dice: &mut Dice) -> Vec<u8> {
+    let bytes = dice.bytes(DRAIN_BYTES);
+    fs::write(mounted.join(LARGE), &bytes).expect("it can be written");
+    thread::sleep(Duration::from_millis(dice.roll(700)));
+    bytes
+}
+
+/// Ends the daemon as `end` says.
+fn end_daemon(store: &TestStore, end: End, dice: &mut Dice) {
+    match end {
+        End::Stopped => drop(store.ok(&["daemon", "stop"])),
+        End::Writing | End::Draining => store.kill_daemon(),
+        End::Starting => {
+            store.kill_daemon();
+            let mut starting = store.command(&["status"]);
+            starting.stdout(Stdio::null()).stderr(Stdio::null());
+            let mut starting = starting.spawn().expect("agentfs runs");
+            thread::sleep(Duration::from_millis(dice.roll(150)));
+            if store.daemon().is_some() {
+                store.kill_daemon();
+            }
+            starting.wait().expect("it ends");
+            // The command may have started another one.
+            if store.daemon().is_some() {
+                store.kill_daemon();
+            }
+        }
+    }
+}
+
+fn number_of(variable: &str, default: u64) -> u64 {
+    let Ok(text) = std::env::var(variable) else { return default };
+    text.parse().unwrap_or_else(|error| panic!("{variable} is {text:?}: {error}"))
+}
+
 #[test]
+#[expect(clippy::print_stderr, reason = "a long run says how far it is")]
 fn what_a_killed_daemon_has_acknowledged_is_there() {
     if !fuse_available() {
         return;
     }
-    let rounds = std::env::var("AGENTFS_TEST_ROUNDS").ok().and_then(|text| text.parse().ok());
-    let rounds: u64 = rounds.unwrap_or(8);
-    let store = TestStore::with_limit(Duration::from_secs(120 + 20 * rounds));
+    let rounds = number_of("AGENTFS_TEST_ROUNDS", 8);
+    let seed = number_of("AGENTFS_TEST_SEED", 1);
+    let store = TestStore::with_limit(Duration::from_secs(180 + 60 * rounds));
     let builder = Builder::new(&store.path("source"));
     builder.file("file", "x").file("sub/other", "y").commit("one");
     let mounted = store.clone(builder.dir(), "mounted");
-    let dirs: Vec<PathBuf> = (0..3).map(|number| mounted.join(format!("w{number}"))).collect();
-    let commits = mounted.join("commits");
-    for dir in dirs.iter().chain([&commits]) {
+    let dirs: Vec<PathBuf> =
+        (0..WORKERS).map(|worker| mounted.join(format!("w{worker}"))).collect();
+    for dir in dirs.iter().chain([&mounted.join("commits")]) {
         fs::create_dir(dir).expect("a directory");
     }
-    let mut records: Vec<Record> = dirs.iter().map(|_| Record::default()).collect();
-    let mut last = None;
+    let mut ledgers: Vec<Ledger> = dirs.into_iter().map(Ledger::new).collect();
+    let mut commits = Commits::default();
+    let mut large = Vec::new();
+    fs::write(mounted.join(LARGE), &large).expect("a file");
     for round in 0..rounds {
-        let mut dice = Dice(round);
-        let killed = AtomicBool::new(false);
+        let mut dice = Dice::new(seed << 32 | round << 8);
+        let end = End::choose(&mut dice);
+        let known = commits.made.len();
+        let ended = AtomicBool::new(false);
         thread::scope(|scope| {
-            for (number, (dir, record)) in dirs.iter().zip(&mut records).enumerate() {
-                let (killed, mut dice) = (&killed, Dice(round * 100 + number as u64));
-                scope.spawn(move || work(dir, record, &mut dice, killed));
+            for (worker, ledger) in ledgers.iter_mut().enumerate() {
+                let ended = &ended;
+                let mut dice = Dice::new(seed << 32 | round << 8 | (worker as u64 + 1));
+                scope.spawn(move || work(ledger, &mut dice, ended));
             }
-            let (mounted, commits, last) = (&mounted, &commits, &mut last);
-            scope.spawn(move || commit(mounted, commits, &mut Dice(round * 100 + 99), last));
+            let (mounted, commits) = (&mounted, &mut commits);
+            let mut own = Dice::new(seed << 32 | round << 8 | 0xff);
+            scope.spawn(move || commits.make(mounted, &mut own));
             thread::sleep(Duration::from_millis(20 + dice.roll(1500)));
-            killed.store(true, Ordering::SeqCst);
-            store.kill_daemon();
+            if end == End::Draining {
+                large = provoke_a_drain(mounted, &mut dice);
+            }
+            ended.store(true, Ordering::SeqCst);
+            end_daemon(&store, end, &mut dice);
         });
         store.ok(&["status"]);
-        for (dir, record) in dirs.iter().zip(&mut records) {
-            record.verify(dir);
+        for ledger in &mut ledgers {
+            ledger.settle().unwrap_or_else(|difference| {
+                let dir = ledger.dir().display();
+                panic!("seed {seed}, round {round}, {end:?}, {dir}: {difference}\n{}", store.log())
+            });
         }
-        // git may have been killed while it held its lock, as in any worktree.
-        let git_dir = git(&mounted, &["rev-parse", "--absolute-git-dir"]);
-        fs::remove_file(Path::new(&git_dir).join("index.lock")).ok();
-        if let Some(last) = &last {
-            git(&mounted, &["merge-base", "--is-ancestor", last, "HEAD"]);
-            git(&mounted, &["reset", "--quiet", "--hard", "HEAD"]);
-            assert_eq!(git(&mounted, &["status", "--porcelain", "commits"]), "");
-            git(&mounted, &["fsck", "--connectivity-only"]);
-        }
+        let is = fs::read(mounted.join(LARGE)).expect("it is there");
+        assert!(
+            is == large,
+            "seed {seed}, round {round}, {end:?}: {LARGE} is not what was written"
+        );
+        commits.verify(&mounted, known);
         store.ok(&["fsck"]);
+        if (round + 1) % 10 == 0 || round + 1 == rounds {
+            let operations: u64 = ledgers.iter().map(Ledger::operations).sum();
+            let commits = commits.made.len();
+            eprintln!(
+                "seed {seed}: {} rounds, {operations} operations, {commits} commits",
+                round + 1
+            );
+        }
     }
+    git(&mounted, &["fsck", "--full"]);
 }
 
 #[test]
