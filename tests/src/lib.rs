@@ -23,6 +23,7 @@
 //! - [`TestStore::become_ordinary`] runs everything as a user who is not root.
 //! - [`Connection`] speaks to the daemon without the commands.
 //! - git runs without the user's configuration ([`git`]), and so does agentfs.
+//! - [`Twins`] are a plain checkout and a worktree, for doing the same to both.
 //! - [`ledger::Ledger`] keeps account of what a directory must show after a kill.
 //! - [`fixture::codex`] is a real repository, [`fixture::Builder`] makes small ones.
 
@@ -33,6 +34,7 @@ pub mod ledger;
 pub mod mounts;
 mod store;
 pub mod tree;
+mod twins;
 pub mod user;
 
 pub use binary::agentfs;
@@ -40,3 +42,4 @@ pub use connection::Connection;
 pub use fixture::{git, git_command, git_fails};
 pub use mounts::fuse_available;
 pub use store::{Finished, TestStore};
+pub use twins::Twins;

@@ -3,70 +3,11 @@
 //! Each script runs in a native clone and in a worktree of the same repository; what it prints and what
 //! it leaves must be the same.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use agentfs_tests::fixture::{self, Builder};
-use agentfs_tests::{TestStore, fuse_available, git, tree};
-
-/// A native clone and a worktree of the same repository.
-struct Twins {
-    store: TestStore,
-    native: PathBuf,
-    mounted: PathBuf,
-}
-
-impl Twins {
-    fn of(source: &Path, store: TestStore) -> Self {
-        let native = store.path("native");
-        let from = source.display().to_string();
-        git(&store.path(""), &["clone", "--quiet", &from, &native.display().to_string()]);
-        let mounted = store.clone(source, "mounted");
-        Self { store, native, mounted }
-    }
-
-    fn small() -> Self {
-        let store = TestStore::with_limit(Duration::from_secs(300));
-        let builder = Builder::new(&store.path("source"));
-        for number in 0..30 {
-            builder.file(format!("dir{}/file{number}", number % 3), format!("{number}\n"));
-        }
-        builder.commit("one");
-        builder.file("dir0/file0", "changed\n").file("new", "x\n").commit("two");
-        let source = builder.dir().to_owned();
-        Self::of(&source, store)
-    }
-
-    /// Runs `script` in both and compares what it prints.
-    fn both(&self, script: &str) -> String {
-        let native = self.run(&self.native, script);
-        let mounted = self.run(&self.mounted, script);
-        let expected = native.replace(&self.native.display().to_string(), "DIR");
-        let found = mounted.replace(&self.mounted.display().to_string(), "DIR");
-        assert_eq!(found, expected, "{script}\n{}", self.store.log());
-        found
-    }
-
-    /// [`Twins::both`], and then the trees are the same.
-    fn same(&self, script: &str) {
-        self.both(script);
-        tree::assert_same(&self.native, &self.mounted);
-    }
-
-    fn run(&self, dir: &Path, script: &str) -> String {
-        let mut command = Command::new("bash");
-        command.args(["-euo", "pipefail", "-c", script]).current_dir(dir);
-        fixture::plain_environment(&mut command);
-        command.env("GIT_AUTHOR_DATE", "1700000000 +0000");
-        command.env("GIT_COMMITTER_DATE", "1700000000 +0000");
-        command.env_remove("CARGO_TARGET_DIR").env("OTHER", self.store.path("other"));
-        let output = command.output().expect("bash runs");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "in {}: {script}\n{said}", dir.display());
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-}
+use agentfs_tests::mounts::tool_available;
+use agentfs_tests::{TestStore, Twins, fuse_available};
 
 #[test]
 fn git_changes_history_as_on_a_checkout() {
@@ -117,7 +58,8 @@ fn checkouts_far_apart_leave_the_same_tree() {
     }
     let store = TestStore::with_limit(Duration::from_secs(300));
     let twins = Twins::of(fixture::codex(), store);
-    let far = "git rev-list --first-parent HEAD | sed -n '50p;$p' | head -1";
+    // The substitute for the real repository has fewer.
+    let far = "git rev-list --first-parent HEAD | sed -n '300p;$p' | head -1";
     twins.same(&format!("git checkout -q $({far}); git status --porcelain"));
     twins.same("git checkout -q -; git status --porcelain");
     twins.same(
@@ -142,6 +84,12 @@ fn submodules_are_cloned_into_their_directories() {
     let again = "git submodule --quiet deinit -f module; ls module
          git -c protocol.file.allow=always submodule --quiet update --init; cat module/in";
     assert_eq!(twins.run(&twins.mounted, again), "inner\n");
+    inner.file("in", "moved\n").commit("moved");
+    let update = "git -c protocol.file.allow=always submodule --quiet update --remote
+         cat module/in; git status --porcelain; git -C module status --porcelain
+         git commit -qam moved; git checkout -q HEAD~1; git submodule --quiet update; cat module/in
+         git checkout -q -; git submodule --quiet update; cat module/in; git status --porcelain";
+    assert_eq!(twins.run(&twins.mounted, update), "moved\n M module\ninner\nmoved\n");
 }
 
 #[test]
@@ -217,4 +165,76 @@ fn cargo_builds_and_rebuilds_nothing() {
         cargo build --offline 2>&1 | grep -c Compiling || echo fresh
         touch src/main.rs; cargo build --offline 2>&1 | grep -c Compiling";
     assert_eq!(twins.both(script), "built\n0\nfresh\n1\n");
+}
+
+/// Runs a script on both, and then the trees are the same.
+fn runs_the_same(tools: &[&str], script: &str) {
+    if fuse_available() && tools.iter().all(|tool| tool_available(tool)) {
+        Twins::small().same(script);
+    }
+}
+
+#[test]
+fn git_rewrites_merges_and_stashes() {
+    runs_the_same(&[], include_str!("scripts/history.sh"));
+}
+
+#[test]
+fn git_lfs_tracks_and_checks_out() {
+    runs_the_same(&["git-lfs"], include_str!("scripts/lfs.sh"));
+}
+
+#[test]
+fn rsync_copies_everything_once() {
+    runs_the_same(&["rsync"], include_str!("scripts/rsync.sh"));
+}
+
+#[test]
+fn npm_installs_and_runs() {
+    runs_the_same(&["npm"], include_str!("scripts/npm.sh"));
+}
+
+#[test]
+fn pip_installs_into_an_environment() {
+    runs_the_same(&[], include_str!("scripts/pip.sh"));
+}
+
+#[test]
+fn editors_save() {
+    runs_the_same(&["vim"], include_str!("scripts/editors.sh"));
+}
+
+#[test]
+fn locks_hold_between_processes() {
+    runs_the_same(&["sqlite3"], include_str!("scripts/locks.sh"));
+}
+
+#[test]
+fn appends_of_several_processes_are_all_there() {
+    runs_the_same(&[], include_str!("scripts/appends.sh"));
+}
+
+#[test]
+fn mappings_are_shared_between_processes() {
+    runs_the_same(&[], include_str!("scripts/mappings.sh"));
+}
+
+#[test]
+fn archives_keep_links_owners_and_times() {
+    runs_the_same(&[], include_str!("scripts/archives.sh"));
+}
+
+#[test]
+fn holes_are_where_they_are_on_the_host() {
+    runs_the_same(&["rsync"], include_str!("scripts/sparse.sh"));
+}
+
+#[test]
+fn directories_change_while_they_are_read() {
+    runs_the_same(&[], include_str!("scripts/listings.sh"));
+}
+
+#[test]
+fn inotify_tells_of_changes() {
+    runs_the_same(&[], include_str!("scripts/inotify.sh"));
 }
