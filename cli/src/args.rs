@@ -3,8 +3,11 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    attach, clone, completions, daemon, doctor, fsck, mount, ps, stats, status, umount, version,
+    attach, branch, clone, completions, daemon, doctor, exec, fsck, mount, ps, stats, status,
+    umount, version,
 };
+
+use crate::exec::StageArgs;
 
 /// Git worktrees that cost nothing until they are written, for many agents at once.
 #[derive(Debug, Parser)]
@@ -55,6 +58,16 @@ pub enum Command {
     Mount(mount::Args),
     /// Unmount a worktree, or all
     Umount(umount::Args),
+    /// Run a command in a branch, at the directory where all branches of its repository appear
+    Exec(exec::Args),
+    /// Work with branches
+    Branch(branch::Args),
+    /// Make the namespaces of a command (what `exec` starts)
+    #[command(hide = true, name = "exec-namespace")]
+    ExecNamespace(StageArgs),
+    /// Be the first process of a command's namespace (what that starts)
+    #[command(hide = true, name = "exec-init")]
+    ExecInit(StageArgs),
     /// Show a worktree: the one that holds the current directory, or DIR, or all
     Status(status::Args),
     /// List repositories and worktrees

@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -9,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -17,7 +20,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::layout::Layout;
 use crate::lock;
 use crate::progress::Meter;
-use crate::protocol::{Hello, PROTOCOL, Progress, Welcome, method};
+use crate::protocol::{Hello, PROTOCOL, Progress, StopCall, Welcome, method};
 use crate::socket;
 use crate::wire::{self, Id, Incoming, Request};
 
@@ -135,6 +138,16 @@ impl Client {
         }
     }
 
+    /// Whether the daemon has closed the connection. It does not wait.
+    pub fn has_ended(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        matches!(recv(self.stream.get_ref(), &mut [0_u8; 1][..], flags), Ok((_, 0)))
+            || matches!(
+                recv(self.stream.get_ref(), &mut [0_u8; 1][..], flags),
+                Err(Errno::CONNRESET)
+            )
+    }
+
     /// How the daemon has introduced itself.
     pub fn welcome(&self) -> &Welcome {
         &self.welcome
@@ -175,12 +188,12 @@ impl Client {
         self.stream.get_mut().write_all(&line).map_err(|error| self.explain(error.into()))
     }
 
-    /// Asks the daemon to stop and waits until its process has let go of the connection.
+    /// Asks the daemon to stop, by `force` even if commands run in branches, and waits until its process has let go of the connection.
     ///
     /// # Errors
     /// [`Kind::Daemon`] if it does not.
-    pub fn stop(mut self) -> Result<()> {
-        self.request::<()>(method::STOP, &(), &Meter::default())?;
+    pub fn stop(mut self, force: bool) -> Result<()> {
+        self.request::<()>(method::STOP, &StopCall { force }, &Meter::default())?;
         self.limit(START_LIMIT).map_err(|error| self.explain(error))?;
         // The daemon sends nothing more; the connection ends with its process.
         match self.stream.read_to_end(&mut Vec::new()) {
@@ -262,6 +275,12 @@ impl Client {
             )
             .hint(format!("it is of another version: end it with `kill {pid}`")),
         }
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.get_ref().as_fd()
     }
 }
 

@@ -63,6 +63,15 @@ pub fn check(dir: &Path, store: &Path) -> Result<Vacancy> {
         return Err(Failure::new(Kind::Refused, format!("{shown} is inside the store"))
             .hint(format!("choose a directory outside {}", store.display())));
     }
+    vacancy(dir)
+}
+
+/// The same for a directory that the daemon has chosen.
+///
+/// # Errors
+/// As [`check`].
+pub fn vacancy(dir: &Path) -> Result<Vacancy> {
+    let shown = dir.display();
     refuse_mounted(dir)?;
     match fs::symlink_metadata(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => missing(dir),

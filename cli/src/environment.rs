@@ -1,7 +1,7 @@
 //! The environment variables that agentfs reads; nothing else in the workspace reads one.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use crate::error::{Failure, Kind, Result};
@@ -60,6 +60,26 @@ pub const GIT_LOCAL: [&str; 14] = [
     "GIT_SHALLOW_FILE",
     "GIT_WORK_TREE",
 ];
+
+/// The variables that add `settings` to git's configuration, after those that are set in the same
+/// way already.
+pub fn git_settings(settings: &[(&str, &str)]) -> Vec<(String, String)> {
+    let set = env::var("GIT_CONFIG_COUNT").ok().and_then(|count| count.parse().ok());
+    let set: usize = set.unwrap_or(0);
+    let mut variables = vec![("GIT_CONFIG_COUNT".to_owned(), (set + settings.len()).to_string())];
+    for (number, (key, value)) in settings.iter().enumerate() {
+        variables.push((format!("GIT_CONFIG_KEY_{}", set + number), (*key).to_owned()));
+        variables.push((format!("GIT_CONFIG_VALUE_{}", set + number), (*value).to_owned()));
+    }
+    variables
+}
+
+/// Whether a directory of `PATH` has a file called `name`, be it a program or not. A directory that
+/// this user may not enter has none.
+pub fn is_on_path(name: &OsStr) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|dir| dir.join(name).symlink_metadata().is_ok())
+}
 
 fn store_of(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     if let Some(home) = variable("AGENTFS_HOME") {

@@ -77,6 +77,11 @@ impl Layout {
         self.outboxes().join(number.to_string())
     }
 
+    /// The mounts of branches in which commands run and that are mounted nowhere else.
+    pub fn execs(&self) -> PathBuf {
+        self.root.join("exec")
+    }
+
     /// Notes about mounts that are not recorded in the store, or not yet.
     pub fn pending(&self) -> PathBuf {
         self.root.join("pending")

@@ -11,6 +11,7 @@ mod daemon;
 mod destination;
 mod environment;
 mod error;
+mod exec;
 mod incoming;
 mod layout;
 mod lock;

@@ -32,7 +32,12 @@ pub mod method {
     pub const CHECK: &str = "check";
     /// Nothing -> [`super::Repaired`].
     pub const REPAIR: &str = "repair";
-    /// Nothing -> nothing: unmount everything and exit.
+    /// [`super::ExecCall`] -> [`super::ExecBegun`]. It lasts until `exec.end` or until the
+    /// connection ends.
+    pub const EXEC_BEGIN: &str = "exec.begin";
+    /// [`super::ExecEnd`] -> nothing.
+    pub const EXEC_END: &str = "exec.end";
+    /// [`super::StopCall`] -> nothing: unmount everything and exit.
     pub const STOP: &str = "stop";
     /// [`super::About`], a notification to the daemon: the call is not wanted any more.
     pub const CANCEL: &str = "cancel";
@@ -225,6 +230,58 @@ pub struct UmountCall {
 pub struct Unmounted {
     /// The directories.
     pub dirs: Vec<WirePath>,
+}
+
+/// Makes a branch ready for a command that is to run in it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExecCall {
+    /// A branch, a repository, or `repository@revision`.
+    pub what: String,
+    /// The directory at which the command is to see it; that of the repository's worktree without
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<WirePath>,
+    /// The process that runs the command, for those who ask who uses a branch.
+    pub pid: u32,
+}
+
+/// A branch that is ready for a command.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExecBegun {
+    /// What `exec.end` is to name.
+    pub exec: u64,
+    /// The repository's name in the store.
+    pub repository: String,
+    /// The branch.
+    pub branch: String,
+    /// Whether git's HEAD names a commit instead of the branch.
+    pub detached: bool,
+    /// Where it is mounted.
+    pub source: WirePath,
+    /// The directory at which the command is to see it.
+    pub at: WirePath,
+    /// The git directory of the worktree.
+    pub git_dir: WirePath,
+    /// The git directory of the repository.
+    pub common_dir: WirePath,
+    /// What the user should know besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// Ends what `exec.begin` has begun.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExecEnd {
+    /// Its number.
+    pub exec: u64,
+}
+
+/// Stops the daemon.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StopCall {
+    /// Whether commands that run in branches are ended; else the call is refused if there are any.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// What the daemon holds.

@@ -266,6 +266,15 @@ impl Mounted {
         Ok(())
     }
 
+    /// Waits for the end of the session, at most `limit`; returns whether it has ended.
+    pub fn ended_within(&self, limit: Duration) -> bool {
+        let serving = |state: &mut State| matches!(state, State::Serving(_));
+        let state = lock(&self.link.state);
+        let waited = self.link.ended.wait_timeout_while(state, limit, serving);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        matches!(*state, State::Ended)
+    }
+
     /// Whether what is mounted on the directory is still this. The kernel gives the numbers of a
     /// mount away again once it is gone, and its session with it.
     fn is_mounted(&self) -> Result<bool> {

@@ -16,6 +16,7 @@ mod branches;
 pub mod convert;
 pub mod error;
 pub mod examine;
+pub mod exclusive;
 pub mod fetch;
 mod files;
 #[cfg(test)]

@@ -14,7 +14,7 @@ const NOBODY: u32 = 65534;
 
 /// What the first process of the namespace does: it makes a device of its own that everybody may
 /// open, puts it in the place of the machine's, and waits. Nothing of it is seen outside.
-const PREPARE: &str = "mount -t tmpfs -o mode=755 none \"$0\" \
+const PREPARE: &str = "mount --make-rshared / && mount -t tmpfs -o mode=755 none \"$0\" \
     && mknod -m 666 \"$0/fuse\" c \"$1\" \"$2\" && mount --bind \"$0/fuse\" /dev/fuse \
     && echo ready && exec sleep 600";
 

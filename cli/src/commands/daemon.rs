@@ -23,7 +23,11 @@ enum Action {
     /// Start it, and mount again what was mounted; fine if it runs already
     Start,
     /// Unmount everything and end it; the next command starts it and mounts everything again
-    Stop,
+    Stop {
+        /// End commands that `agentfs exec` runs, instead of refusing to stop
+        #[arg(long)]
+        force: bool,
+    },
     /// Say whether it runs; exit code 3 if it does not
     Status,
     /// Be it (what `start` starts)
@@ -52,11 +56,11 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
         Action::Run => return Ok(daemon::run(&layout, &environment)),
         Action::Start => Some(Client::connect_or_start(&layout, &environment)?),
         Action::Status => Client::connect(&layout)?,
-        Action::Stop => {
+        Action::Stop { force } => {
             let client = Client::connect(&layout)?;
             let state = state(&layout, None);
             let was = client.as_ref().map(|client| client.welcome().pid);
-            client.map(Client::stop).transpose()?;
+            client.map(|client| client.stop(force)).transpose()?;
             output.result(&state, |out| match was {
                 Some(pid) => writeln!(out, "The daemon (process {pid}) has stopped."),
                 None => writeln!(out, "No daemon is running."),

@@ -1,10 +1,12 @@
 //! The commands, one a file. Each reads its arguments, calls the daemon and prints.
 
 pub mod attach;
+pub mod branch;
 pub mod clone;
 pub mod completions;
 pub mod daemon;
 pub mod doctor;
+pub mod exec;
 pub mod fsck;
 pub mod mount;
 pub mod ps;
@@ -23,6 +25,7 @@ use crate::args::Command;
 use crate::client::Client;
 use crate::environment::Environment;
 use crate::error::{Failure, Kind, Result};
+use crate::exec::{init, namespace};
 use crate::layout::Layout;
 use crate::output::{Output, count};
 use crate::progress::{Display, Meter};
@@ -38,6 +41,10 @@ pub fn run(command: Command, output: Output) -> Result<u8> {
         Command::Attach(args) => attach::run(&args, output),
         Command::Mount(args) => mount::run(&args, output),
         Command::Umount(args) => umount::run(&args, output),
+        Command::Exec(args) => exec::run(&args, output),
+        Command::Branch(args) => branch::run(&args, output),
+        Command::ExecNamespace(args) => namespace::run(&args),
+        Command::ExecInit(args) => init::run(&args),
         Command::Status(args) => status::run(&args, output),
         Command::Ps(args) => ps::run(&args, output),
         Command::Stats(args) => stats::run(&args, output),

@@ -221,8 +221,21 @@ pub fn mount(
     call: &Call,
     recorded: bool,
 ) -> Result<Answer> {
+    destination::check(&params.at.dir.0, daemon.root())?;
+    mount_at(daemon, params, call, recorded)
+}
+
+/// The same at a directory that the daemon may have chosen.
+///
+/// # Errors
+/// As [`mount`].
+pub fn mount_at(
+    daemon: &Arc<Daemon>,
+    params: &MountCall,
+    call: &Call,
+    recorded: bool,
+) -> Result<Answer> {
     let MountCall { what, at } = params;
-    destination::check(&at.dir.0, daemon.root())?;
     let (name, revision) = target::parse(daemon, what)?;
     let repository = daemon.repositories.get(&daemon.store, &name)?;
     let (branch, reservation, trees, note) = match target::kept(daemon, &name, &revision)? {
@@ -301,7 +314,19 @@ pub fn umount(daemon: &Daemon, params: &UmountCall) -> Result<Unmounted> {
 
 /// Unmounts a worktree and takes it off the record. A branch with changes keeps them, and its git
 /// directory, for the next time; one that has none leaves nothing but a git branch.
+///
+/// # Errors
+/// [`Kind::Busy`] if commands run in it.
 fn close(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
+    let _unused = daemon.execs.refuse_close(dir)?;
+    close_unused(daemon, dir, lazy)
+}
+
+/// The same for a worktree in which no command can be begun any more.
+///
+/// # Errors
+/// As [`umount`].
+pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
     let closing = daemon.worktrees.close(dir, lazy)?;
     let WorktreeRecord { repository, branch: name, git_dir, .. } = &closing.record;
     let branch = daemon.store.branch(repository, name)?;

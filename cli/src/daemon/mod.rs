@@ -6,6 +6,7 @@
 
 mod calls;
 mod check;
+mod execs;
 mod ingest;
 mod note;
 mod opening;

@@ -52,7 +52,12 @@ impl<'a> Opening<'a> {
         at: &MountAt,
     ) -> Result<Self> {
         let dir = reservation.dir().to_owned();
-        let created = destination::check(&dir, daemon.root())? == Vacancy::Missing;
+        let own = dir.starts_with(daemon.layout.execs());
+        let vacancy = match own {
+            true => destination::vacancy(&dir)?,
+            false => destination::check(&dir, daemon.root())?,
+        };
+        let created = vacancy == Vacancy::Missing;
         let making = |git_dir| Making::Mount { dir: dir.as_path().into(), created, git_dir };
         let note = Note::write(&daemon.layout, &making(None))?;
         let mut opening =

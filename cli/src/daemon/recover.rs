@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::Slot;
-use crate::daemon::{note, opening};
+use crate::daemon::{execs, note, opening};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
 use crate::layout::remove_all;
@@ -30,7 +30,18 @@ pub fn recover(daemon: &Daemon) -> Result<()> {
     incoming::sweep(&daemon.layout);
     note::sweep(&daemon.layout, &daemon.store)?;
     sweep_outboxes(daemon)?;
-    for record in daemon.store.worktrees()? {
+    // What commands had mounted is dead, and so are they.
+    let (ended, records): (Vec<_>, Vec<_>) = {
+        let own = daemon.layout.execs();
+        daemon.store.worktrees()?.into_iter().partition(|record| record.dir.starts_with(&own))
+    };
+    for record in ended {
+        match clear(&record.dir) {
+            Ok(()) => execs::forget_ended(daemon, record),
+            Err(failure) => warn!("{} is not cleared: {failure}", record.dir.display()),
+        }
+    }
+    for record in records {
         if let Err(failure) = remount(daemon, &record) {
             warn!("{} is not mounted again: {failure}", record.dir.display());
             let down = Slot::Down(record.clone(), failure.message);

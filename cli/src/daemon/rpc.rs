@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -50,6 +51,10 @@ pub struct Answer {
     pub wait: Option<Wait>,
     /// What happens once the result is sent.
     pub after: Option<Box<dyn FnOnce() + Send>>,
+    /// What happens when the connection ends, for what lasts as long as the client is there. Unlike
+    /// what can be undone it does not delay the stop of the daemon, and its end tells the client of
+    /// that stop.
+    pub held: Option<Box<dyn FnOnce() + Send>>,
     /// How it is undone, for a client that has gone away without the result, or without confirming
     /// it if it wanted to.
     pub undo: Option<Box<dyn FnOnce() + Send>>,
@@ -65,7 +70,7 @@ pub struct Wait {
 
 impl From<Value> for Answer {
     fn from(value: Value) -> Self {
-        Self { value, wait: None, after: None, undo: None }
+        Self { value, wait: None, after: None, held: None, undo: None }
     }
 }
 
@@ -150,6 +155,8 @@ struct Shared {
     /// Leaf lock, never held across an await.
     calls: Mutex<HashMap<Id, Arc<Running>>>,
     state: watch::Sender<State>,
+    /// Whether something was made that lasts as long as the connection.
+    holds: AtomicBool,
 }
 
 /// Where a connection stands.
@@ -184,6 +191,13 @@ impl Shared {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits for the end of the connection; false if it is the daemon that ends.
+    async fn is_left(&self) -> bool {
+        let mut state = self.state.subscribe();
+        let ended = state.wait_for(|state| *state != State::Open).await;
+        ended.is_ok_and(|state| *state == State::Gone)
+    }
+
     /// Whether the client has confirmed the answer of a call; false if it is gone without.
     async fn is_confirmed(&self, call: &Running) -> bool {
         let mut state = self.state.subscribe();
@@ -204,6 +218,7 @@ impl Connection {
             write: tokio::sync::Mutex::new(write),
             calls: Mutex::default(),
             state: watch::Sender::new(State::Open),
+            holds: AtomicBool::new(false),
         };
         Self { service, read: BufReader::new(read), shared: Arc::new(shared) }
     }
@@ -230,7 +245,7 @@ impl Connection {
         self.shared.state.send_replace(state);
         self.shared.calls().values().for_each(|call| call.cancel.cancel());
         while calls.join_next().await.is_some() {}
-        if stopped {
+        if stopped && !self.shared.holds.load(Ordering::Relaxed) {
             // The connection ends with the process, so that its end tells a client of it.
             std::mem::forget(self);
         }
@@ -348,6 +363,12 @@ async fn run_call(
         && (!to_confirm || shared.is_confirmed(running).await);
     if taken {
         run_blocking(answer.after).await;
+        if answer.held.is_some() {
+            shared.holds.store(true, Ordering::Relaxed);
+            if shared.is_left().await {
+                run_blocking(answer.held).await;
+            }
+        }
     } else {
         info!("{name}: undone, since the client has gone away");
         run_blocking(answer.undo).await;
@@ -402,7 +423,6 @@ mod tests {
     use super::*;
     use std::io::{BufRead, Write};
     use std::os::unix::net::UnixStream as Client;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[derive(Default)]
     struct Fake {

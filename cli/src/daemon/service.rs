@@ -9,10 +9,10 @@ use tracing::info;
 
 use crate::daemon::rpc::{Answer, Call, Service};
 use crate::daemon::state::Daemon;
-use crate::daemon::{calls, check, repair, report};
+use crate::daemon::{calls, check, execs, repair, report};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
-use crate::protocol::{Hello, PROTOCOL, Welcome, method};
+use crate::protocol::{ExecEnd, Hello, PROTOCOL, StopCall, Welcome, method};
 use crate::wire::{self, RpcError};
 
 /// The calls of a daemon.
@@ -36,7 +36,18 @@ impl Service for Methods {
             method::STATS => value(report::stats(daemon)),
             method::CHECK => value(check::check(daemon, call)),
             method::REPAIR => value(repair::repair(daemon, call)),
+            method::EXEC_BEGIN => execs::begin(daemon, &parse(params)?, call),
+            method::EXEC_END => {
+                let end: ExecEnd = parse(params)?;
+                execs::end(daemon, end.exec);
+                Ok(Value::Null.into())
+            }
             method::STOP => {
+                // Parameters came later than the method.
+                let params: Option<StopCall> = parse(params)?;
+                if !params.unwrap_or_default().force {
+                    daemon.execs.refuse_stop()?;
+                }
                 let daemon = Arc::clone(daemon);
                 let stop = move || {
                     info!("asked to stop");

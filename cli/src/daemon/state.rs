@@ -9,6 +9,7 @@ use agentfs_engine::store::Store;
 use agentfs_fuse::Levers;
 use tokio::sync::watch;
 
+use crate::daemon::execs::Execs;
 use crate::daemon::ingest::Ingest;
 use crate::daemon::repositories::{self, Repositories};
 use crate::daemon::worktrees::Worktrees;
@@ -27,6 +28,8 @@ pub struct Daemon {
     pub repositories: Arc<Repositories>,
     /// Its worktrees.
     pub worktrees: Worktrees,
+    /// The commands that run in branches.
+    pub execs: Execs,
     /// What the kernel is told to remember of them.
     pub levers: Levers,
     /// What takes content into the store.
@@ -39,6 +42,8 @@ pub struct Daemon {
     pub stop: watch::Sender<bool>,
     /// Held from the choice of a name for a repository or a branch until it is taken.
     names: Mutex<()>,
+    /// Held while a branch is mounted for commands, so that two that begin at once share one mount.
+    exec_mounts: Mutex<()>,
 }
 
 impl Daemon {
@@ -47,12 +52,14 @@ impl Daemon {
         let repositories = Arc::new(Repositories::default());
         Arc::new(Self {
             worktrees: Worktrees::default(),
+            execs: Execs::default(),
             levers,
             ingest: Ingest::new(Arc::clone(&store), Arc::clone(&repositories)),
             drainer: Drainer::default(),
             started: Instant::now(),
             stop: watch::Sender::new(false),
             names: Mutex::new(()),
+            exec_mounts: Mutex::new(()),
             layout,
             store,
             repositories,
@@ -62,6 +69,11 @@ impl Daemon {
     /// Keeps names from being taken by others.
     pub fn lock_names(&self) -> MutexGuard<'_, ()> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps other commands from having a branch mounted.
+    pub fn lock_exec_mounts(&self) -> MutexGuard<'_, ()> {
+        self.exec_mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A name for a repository from `source` that neither a record nor a directory has. The caller
