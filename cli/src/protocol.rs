@@ -400,6 +400,9 @@ pub struct WorktreeStats {
     pub dir: WirePath,
     /// Messages of the kernel by name.
     pub counters: BTreeMap<String, u64>,
+    /// What its outbox has done since it was opened; empty for a worktree that is read-only.
+    #[serde(default)]
+    pub outbox: BTreeMap<String, u64>,
 }
 
 /// What a check has found.

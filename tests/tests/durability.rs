@@ -2,7 +2,7 @@
 //! waits for a worktree waits for that.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use agentfs_tests::{Connection, TestStore, fixture, fuse_available, git};
@@ -74,4 +74,43 @@ fn of_a_repository_in_place_only_our_part_is_synced() {
     store.ok(&["mount", "source@main", &store.path_text("worktree")]);
     let own = own_files(&source.dir().join(".git/worktrees/worktree"));
     store.wait_until("its git directory is durable", || synced(&store) == own + 2);
+}
+
+/// What the outbox of the worktree at `dir` counts.
+fn outbox(store: &TestStore, dir: &Path, name: &str) -> u64 {
+    let stats = store.json(&["stats"]);
+    let worktrees = stats["worktrees"].as_array().expect("a list of worktrees");
+    let own = worktrees.iter().find(|worktree| worktree["dir"] == dir.display().to_string());
+    own.and_then(|own| own["outbox"][name].as_u64()).unwrap_or_else(|| panic!("{name}: {stats}"))
+}
+
+#[test]
+fn what_fsync_costs_the_disk_is_told() {
+    if !fuse_available() {
+        return;
+    }
+    let store = TestStore::new();
+    let source = fixture::Builder::new(&store.path("source"));
+    source.file("a", "one").commit("one");
+    let dir = store.clone(source.dir(), "worktree");
+    let counts = || ["records", "syncs_asked", "file_syncs"].map(|name| outbox(&store, &dir, name));
+    let before = counts();
+    const ROUNDS: u64 = 20;
+    for round in 0..ROUNDS {
+        let file = fs::File::create(dir.join("a")).expect("a worktree that is writable");
+        file.write_all_at(&[b'x'; 100], round).expect("room");
+        file.sync_all().expect("a sync");
+    }
+    let after = counts();
+    // A drain may have added to them, and nothing takes away.
+    for (name, before, after) in [0, 1, 2].map(|i| (i, before[i], after[i])) {
+        assert!(after >= before + ROUNDS, "counter {name}: {before} to {after}");
+    }
+
+    let frozen = store.path("frozen");
+    store.ok(&["mount", "--read-only", "source@main", &frozen.display().to_string()]);
+    let stats = store.json(&["stats"]);
+    let worktrees = stats["worktrees"].as_array().expect("a list of worktrees");
+    let own = worktrees.iter().find(|worktree| worktree["dir"] == frozen.display().to_string());
+    assert_eq!(own.expect("it is mounted")["outbox"], json!({}));
 }

@@ -51,12 +51,14 @@ fn show(out: &mut dyn Write, now: &Stats, before: Option<&Stats>) -> io::Result<
     section(out, "work of the store", &now.counters, before.map(|stats| &stats.counters))?;
     section(out, "daemon", &now.process, before.map(|stats| &stats.process))?;
     for worktree in &now.worktrees {
-        let earlier = before.and_then(|stats| {
-            let same = stats.worktrees.iter().find(|one| one.dir == worktree.dir)?;
-            Some(&same.counters)
-        });
-        let heading = worktree.dir.0.display().to_string();
-        section(out, &heading, &worktree.counters, earlier)?;
+        let earlier =
+            before.and_then(|stats| stats.worktrees.iter().find(|one| one.dir == worktree.dir));
+        let dir = worktree.dir.0.display();
+        section(out, &dir.to_string(), &worktree.counters, earlier.map(|one| &one.counters))?;
+        if !worktree.outbox.is_empty() {
+            let heading = format!("outbox of {dir}");
+            section(out, &heading, &worktree.outbox, earlier.map(|one| &one.outbox))?;
+        }
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use agentfs_engine::outbox::OutboxCounters;
 use agentfs_engine::store::{Branch, WorktreeRecord};
 
 use crate::daemon::state::Daemon;
@@ -98,6 +99,7 @@ pub fn stats(daemon: &Daemon) -> Result<Stats> {
         Slot::Up(up) => Some(WorktreeStats {
             dir: dir.as_path().into(),
             counters: named(up.mounted.counters()),
+            outbox: up.worktree.state().map(|state| outbox(&state.outbox)).unwrap_or_default(),
         }),
         _ => None,
     });
@@ -129,6 +131,18 @@ pub fn stats(daemon: &Daemon) -> Result<Stats> {
         process: process(daemon),
         worktrees: worktrees.collect(),
     })
+}
+
+/// What an outbox has done, and how many segments it has now.
+fn outbox(done: &OutboxCounters) -> BTreeMap<String, u64> {
+    named([
+        ("records", done.records),
+        ("bytes", done.bytes),
+        ("syncs_asked", done.syncs_asked),
+        ("file_syncs", done.file_syncs),
+        ("dir_syncs", done.dir_syncs),
+        ("segments", done.segments),
+    ])
 }
 
 fn named<'a>(pairs: impl IntoIterator<Item = (&'a str, u64)>) -> BTreeMap<String, u64> {
