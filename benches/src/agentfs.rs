@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,10 +22,11 @@ const LIMIT: Duration = Duration::from_secs(3600);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Counters of a worktree that count no request: what the kernel sends on its own, and sums.
-const NO_REQUESTS: [&str; 8] = [
+const NO_REQUESTS: [&str; 9] = [
     "init",
     "forget",
     "bytes_read",
+    "bytes_written",
     "entries_listed",
     "files_pushed",
     "bytes_pushed",
@@ -57,12 +59,54 @@ struct Repository {
 /// The part of `agentfs stats --json` that is used here.
 #[derive(Deserialize)]
 struct Stats {
+    counters: BTreeMap<String, u64>,
     worktrees: Vec<WorktreeStats>,
 }
 
 #[derive(Deserialize)]
 struct WorktreeStats {
     counters: BTreeMap<String, u64>,
+    outbox: BTreeMap<String, u64>,
+}
+
+/// The part of `agentfs status --json` that is used here.
+#[derive(Deserialize)]
+struct Worktrees {
+    worktrees: Vec<Fares>,
+}
+
+#[derive(Deserialize)]
+struct Fares {
+    /// Missing for a worktree that is read-only.
+    changes: Option<Changes>,
+}
+
+#[derive(Deserialize)]
+struct Changes {
+    /// Whether something waits to be drained.
+    waiting: bool,
+}
+
+/// What a daemon has counted so far, over all its mounts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Counts {
+    /// Requests of the kernel.
+    pub requests: u64,
+    /// Syncs that outboxes were asked for.
+    pub asked: u64,
+    /// Files and directories that were synced, those of the store too.
+    pub synced: u64,
+}
+
+impl Counts {
+    /// What has been counted since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_sub(before.requests),
+            asked: self.asked.saturating_sub(before.asked),
+            synced: self.synced.saturating_sub(before.synced),
+        }
+    }
 }
 
 impl WorktreeStats {
@@ -71,6 +115,22 @@ impl WorktreeStats {
         let counters = self.counters.iter();
         let requests = counters.filter(|(name, _)| !NO_REQUESTS.contains(&name.as_str()));
         requests.map(|(_, count)| count).sum()
+    }
+
+    fn outbox(&self, names: &[&str]) -> u64 {
+        names.iter().filter_map(|name| self.outbox.get(*name)).sum()
+    }
+}
+
+impl Stats {
+    fn counts(&self) -> Counts {
+        let sum = |of: &dyn Fn(&WorktreeStats) -> u64| self.worktrees.iter().map(of).sum::<u64>();
+        let store = self.counters.get("syncs").copied().unwrap_or(0);
+        Counts {
+            requests: sum(&WorktreeStats::requests),
+            asked: sum(&|worktree| worktree.outbox(&["syncs_asked"])),
+            synced: store + sum(&|worktree| worktree.outbox(&["file_syncs", "dir_syncs"])),
+        }
     }
 }
 
@@ -169,19 +229,53 @@ impl Store {
         bail!("the daemon is still busy after {} s", LIMIT.as_secs())
     }
 
-    /// How many requests the kernel has sent to the daemon so far, over all mounts.
-    fn requests(&self) -> Result<u64> {
+    /// Waits until nothing that was written waits to be drained.
+    pub fn wait_drained(&self) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < LIMIT {
+            let answer = self.run().args(["status", "--json"]).ok()?;
+            let status = Worktrees::deserialize(result(&answer)?);
+            let status = status.context("`agentfs status --json` tells less than it should")?;
+            let waits = |fares: &Fares| fares.changes.as_ref().is_some_and(|c| c.waiting);
+            if !status.worktrees.iter().any(waits) {
+                return self.wait_idle();
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!("the daemon has not drained what was written within {} s", LIMIT.as_secs())
+    }
+
+    /// Bytes that the store takes on disk.
+    pub fn occupied(&self) -> Result<u64> {
+        fn below(dir: &Path) -> std::io::Result<u64> {
+            let mut blocks = 0;
+            for entry in fs::read_dir(dir)? {
+                let entry = entry?;
+                let metadata = entry.metadata()?;
+                blocks += metadata.blocks();
+                if metadata.is_dir() {
+                    blocks += below(&entry.path())?;
+                }
+            }
+            Ok(blocks)
+        }
+        let blocks = below(&self.home).with_context(|| format!("{}", self.home.display()))?;
+        Ok(blocks * 512)
+    }
+
+    /// What the daemon has counted so far, over all mounts.
+    pub fn counts(&self) -> Result<Counts> {
         let answer = self.run().args(["stats", "--json"]).ok()?;
         let stats = Stats::deserialize(result(&answer)?);
         let stats = stats.context("`agentfs stats --json` tells less than it should")?;
-        Ok(stats.worktrees.iter().map(WorktreeStats::requests).sum())
+        Ok(stats.counts())
     }
 
     /// Does something and counts the requests it cost.
     pub fn counting_requests<T>(&self, what: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
-        let before = self.requests()?;
+        let before = self.counts()?;
         let done = what()?;
-        Ok((done, self.requests()?.saturating_sub(before)))
+        Ok((done, self.counts()?.since(before).requests))
     }
 
     /// The levers by name.
@@ -232,9 +326,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_and_forgets_are_no_requests() {
-        let line = r#"{"counters":{"read":2,"new":3,"forget":50,"bytes_read":9000},"dir":"/w"}"#;
-        let stats: WorktreeStats = serde_json::from_str(line).unwrap();
-        assert_eq!(stats.requests(), 5);
+    fn sums_and_forgets_are_no_requests_and_every_sync_counts() {
+        let line = r#"{"counters":{"syncs":5,"commits":9},"worktrees":[
+            {"counters":{"read":2,"new":3,"forget":50,"bytes_read":9000},"outbox":{},"dir":"/r"},
+            {"counters":{"write":4,"bytes_written":8192},
+             "outbox":{"syncs_asked":7,"file_syncs":3,"dir_syncs":1,"bytes":900},"dir":"/w"}]}"#;
+        let counts = serde_json::from_str::<Stats>(line).unwrap().counts();
+        assert_eq!(counts, Counts { requests: 9, asked: 7, synced: 9 });
+        let before = Counts { requests: 2, asked: 1, synced: 8 };
+        assert_eq!(counts.since(before), Counts { requests: 7, asked: 6, synced: 1 });
     }
 }

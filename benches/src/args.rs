@@ -19,6 +19,7 @@ use crate::process::Run;
 use crate::record::{FORMAT, Record, Subject};
 use crate::report::{self, Places, tables};
 use crate::source;
+use crate::writing::Task;
 
 /// Fewest counted turns of a run that may be recorded.
 const PAIRS_MIN: usize = 7;
@@ -84,6 +85,9 @@ enum Command {
     /// One timed loop in the current directory; the program starts this itself.
     #[command(hide = true)]
     Loop { kind: Loop, list: PathBuf, operations: u64 },
+    /// One timed loop that writes, in the current directory; the program starts this itself.
+    #[command(hide = true)]
+    Write(Task),
 }
 
 /// Runs the program; the exit status is 1 when something failed and 2 for a wrong command line.
@@ -92,6 +96,7 @@ pub fn main() -> ExitCode {
     let done = match args.command {
         Some(Command::Render { workspace }) => report::render(&Places::of(&workspace)),
         Some(Command::Loop { kind, list, operations }) => loops::run_child(kind, &list, operations),
+        Some(Command::Write(task)) => task.run_child(),
         None if args.list => list(),
         None => measure(args),
     };

@@ -14,11 +14,13 @@ pub enum Group {
     Check,
     Growth,
     Commands,
+    Write,
 }
 
 impl Group {
-    /// In the order they are measured.
-    pub const ALL: [Self; 8] = [
+    /// In the order they are measured: what writes deletes at its end, and after a deletion nothing
+    /// that creates files is measured.
+    pub const ALL: [Self; 9] = [
         Self::Clone,
         Self::Git,
         Self::Read,
@@ -27,6 +29,7 @@ impl Group {
         Self::Check,
         Self::Commands,
         Self::Growth,
+        Self::Write,
     ];
 
     /// The word for `--phase`.
@@ -40,6 +43,7 @@ impl Group {
             Self::Check => "check",
             Self::Growth => "growth",
             Self::Commands => "commands",
+            Self::Write => "write",
         }
     }
 
@@ -54,6 +58,7 @@ impl Group {
             Self::Check => "Integrity",
             Self::Growth => "Growth with the size of the tree",
             Self::Commands => "What agents run, host beside mount",
+            Self::Write => "Writing",
         }
     }
 }
@@ -236,7 +241,126 @@ pub const PHASES: &[Phase] = &[
         "with everything ingested, after the status; lists equal",
         None,
     ),
+    write(
+        "create",
+        "create + write 8 KiB + close",
+        "one new file, 100 in a directory, compiled loop; every file read back",
+        Some(2.0),
+    ),
+    write(
+        "append",
+        "append 4 KiB",
+        "one write at the end of a file that stays open, compiled loop; every page read back",
+        Some(3.0),
+    ),
+    write(
+        "append_synced",
+        "append 4 KiB + fsync",
+        "the same with an fsync after each write, on every side; our outbox was synced as often",
+        Some(1.0),
+    ),
+    write(
+        "writers_1",
+        "one writer",
+        "`create` again, as the figure that the next ones are read beside",
+        None,
+    ),
+    write(
+        "writers_2",
+        "two writers at once",
+        "two threads that create files in directories of their own: wall time over all files",
+        None,
+    ),
+    write("writers_4", "four writers at once", "the same with four threads", None),
+    write("writers_8", "eight writers at once", "the same with eight threads", None),
+    write(
+        "untar",
+        "untar of the source's tree",
+        "`tar -xf` of `git archive HEAD` into a fresh directory; names, sizes and modes equal, and at the end every byte",
+        None,
+    ),
+    write(
+        "edit_synced",
+        "edit of 8 files, each with fsync",
+        "8 tracked files opened with O_TRUNC, rewritten and synced, on every side, compiled loop; files that nothing has changed before",
+        None,
+    ),
+    write(
+        "commit",
+        "`git commit` of 100 changed files",
+        "`git commit --all` of those edits; trees equal, status clean afterwards",
+        Some(1.2),
+    ),
+    write(
+        "large_write",
+        "sequential write of a large file",
+        "a new file (1 GiB in a full run) in writes of 1 MiB, half of its content compressible, until close",
+        Some(1.25),
+    ),
+    write(
+        "large_write_synced",
+        "... and fsync",
+        "the same, and on to the end of an fsync of it",
+        None,
+    ),
+    write(
+        "large_read_back",
+        "... and reading it back",
+        "a pass over that file in reads of 128 KiB, alone",
+        Some(1.11),
+    ),
+    write(
+        "large_overwrite",
+        "overwrite 4 KiB in it",
+        "one random page of that file, which is open, compiled loop; every page read back",
+        None,
+    ),
+    write(
+        "byte_edit",
+        "1-byte edit in a file of 50 MiB",
+        "open, one random byte, close, compiled loop; one edit alone makes our store grow by less than 1 MiB, drained",
+        None,
+    ),
+    write(
+        "cargo_build",
+        "`cargo build`",
+        "`cargo build --offline` of a generated crate without dependencies, from nothing; the program prints what it should",
+        Some(1.1),
+    ),
+    write(
+        "make",
+        "`make -j2`",
+        "`make -j2` of a generated C project of 40 files, from nothing; the program prints what it should",
+        Some(1.1),
+    ),
+    write(
+        "checkout",
+        "`git checkout`, 300 commits away",
+        "`git checkout --detach` between commits 300 apart (fewer where there are fewer), there and back along the history; status clean, and at the end every byte equal",
+        Some(1.0),
+    ),
+    write(
+        "unlink",
+        "unlink",
+        "one of 100 empty files in a directory, compiled loop; after everything that creates files. Freeing blocks is left out: a native file system that is mounted with `discard` waits for its device there",
+        Some(2.0),
+    ),
+    write(
+        "rm_rf",
+        "`rm -rf` of the source's tree",
+        "`rm -rf` of what `untar` has made, blocks freed; after everything that creates files",
+        None,
+    ),
 ];
+
+const fn write(
+    id: &'static str,
+    title: &'static str,
+    what: &'static str,
+    goal: Option<f64>,
+) -> Phase {
+    phase(id, Group::Write, title, what, goal)
+}
 
 /// One command of the agent-facing table: a shell line in the root of a generated repository.
 #[derive(Debug)]
@@ -254,6 +378,10 @@ pub struct Command {
 const fn command(id: &'static str, title: &'static str, script: &'static str) -> Command {
     let phase = phase(id, Group::Commands, title, script, None);
     Command { phase, script, needs: None, unordered: false, writes: false }
+}
+
+const fn writes(id: &'static str, title: &'static str, script: &'static str) -> Command {
+    Command { writes: true, ..command(id, title, script) }
 }
 
 const fn needs(program: &'static str, command: Command) -> Command {
@@ -284,14 +412,57 @@ pub const COMMANDS: &[Command] = &[
         "a pipeline of nine",
         "find dir1000 -name '*.txt' | sort | head -200 | xargs cat | tr a-z A-Z | tr ' ' '\\n' | sort | uniq -c | sort -rn",
     ),
-    Command {
-        writes: true,
-        ..command(
-            "git_init_commit",
-            "git init, add, commit",
-            "d=$(mktemp -d ./own-XXXXXX) && cd \"$d\" && git init -q . && cp ../dir100/* . && git add . && git commit -qm x && git rev-parse 'HEAD^{tree}'",
-        )
-    },
+    writes(
+        "write_small",
+        "write a new file",
+        "d=$(mktemp -d ./own-XXXXXX) && echo hello >\"$d/new\" && cat \"$d/new\"",
+    ),
+    writes("append_small", "append to a file", "echo hello >>own-log && tail -1 own-log"),
+    writes(
+        "sed_in_place",
+        "sed -i, 1 KiB",
+        "d=$(mktemp -d ./own-XXXXXX) && cp small.txt \"$d\" && sed -i s/the/THE/ \"$d/small.txt\" && cat \"$d/small.txt\"",
+    ),
+    writes(
+        "mkdir",
+        "mkdir -p, touch",
+        "d=$(mktemp -d ./own-XXXXXX) && mkdir -p \"$d/a/b/c\" && touch \"$d/a/b/c/new\" && ls \"$d/a/b/c\"",
+    ),
+    writes(
+        "cp_big",
+        "cp 8 MiB",
+        "d=$(mktemp -d ./own-XXXXXX) && cp big.txt \"$d\" && cmp big.txt \"$d/big.txt\"",
+    ),
+    writes(
+        "cp_100",
+        "cp -r, 100 files",
+        "d=$(mktemp -d ./own-XXXXXX) && cp -r dir100 \"$d\" && diff -r dir100 \"$d/dir100\"",
+    ),
+    writes(
+        "mv_100",
+        "cp -r, mv of each of 100 files",
+        "d=$(mktemp -d ./own-XXXXXX) && cp -r dir100 \"$d/from\" && mkdir \"$d/to\" && mv \"$d\"/from/* \"$d/to\" && diff -r dir100 \"$d/to\"",
+    ),
+    writes(
+        "tar_extract",
+        "tar into tar, 100 files",
+        "d=$(mktemp -d ./own-XXXXXX) && tar -cf - dir100 | tar -xf - -C \"$d\" && diff -r dir100 \"$d/dir100\"",
+    ),
+    writes(
+        "git_init_commit",
+        "git init, add, commit",
+        "d=$(mktemp -d ./own-XXXXXX) && cd \"$d\" && git init -q . && cp ../dir100/* . && git add . && git commit -qm x && git rev-parse 'HEAD^{tree}'",
+    ),
+    writes(
+        "git_commit",
+        "change a file, git add, commit",
+        "echo hello >>own-notes && git add own-notes && git commit -qm x -- own-notes && git log -1 --format=%s --name-only",
+    ),
+    writes(
+        "git_stash",
+        "change a file, git stash, pop",
+        "echo hello >>data.json && git stash -q && git diff --quiet && git stash pop -q && git diff --stat && git checkout -q -- data.json",
+    ),
 ];
 
 // Times and owners differ between a checkout and a mount, so they are left out of the archive.

@@ -31,7 +31,13 @@ pub struct Sizes {
     /// Sizes of the generated trees, and the counted pairs at each.
     pub growth: Vec<(u64, usize)>,
     pub large_bytes: u64,
-    /// Whether everything is written back before each clone, so that none pays for the last one.
+    /// Operations of a loop that writes, and of one that syncs each.
+    pub written: u64,
+    pub synced: u64,
+    /// Counted pairs of phases that take seconds or write gigabytes.
+    pub long_pairs: usize,
+    /// Whether everything is written back before each clone and each step that writes, so that none
+    /// pays for the last one.
     pub sync: bool,
 }
 
@@ -45,6 +51,9 @@ impl Sizes {
             tree: Recipe::Tree { files: 300, commits: 12 },
             growth: vec![(300, 1), (1_200, 1)],
             large_bytes: 16 << 20,
+            written: 400,
+            synced: 100,
+            long_pairs: 1,
             sync: false,
         }
     }
@@ -59,6 +68,9 @@ impl Sizes {
             // A native clone of a million files takes minutes and gigabytes: fewer pairs there.
             growth: vec![(10_000, pairs), (100_000, 7.min(pairs)), (1_000_000, 3.min(pairs))],
             large_bytes: 1 << 30,
+            written: 4_000,
+            synced: 2_000,
+            long_pairs: 7.min(pairs),
             sync: true,
         }
     }
@@ -278,6 +290,7 @@ mod tests {
     fn a_full_run_obeys_the_rules() {
         let full = Sizes::full(7);
         assert!(full.warmups >= 2 && full.pairs >= 7 && full.operations >= 2_000);
+        assert!(full.long_pairs >= 7 && full.written >= 2_000 && full.synced >= 2_000);
         assert!(full.growth.iter().any(|(files, _)| *files == 1_000_000));
         assert!(Sizes::small().operations >= 2_000);
     }

@@ -7,6 +7,7 @@
 //! - Every answer is compared with the native one: a wrong answer is not a fast one.
 //! - Every repetition works in a fresh directory, and nothing is deleted before the last
 //!   measurement: ext4 makes creation many times slower for minutes after a large deletion.
+//! - What is asked of one side is asked of all: where one syncs, all do, and ours is counted.
 //! - What it started it ends: daemons by their process id, mounts by their mount point.
 
 mod agentfs;
@@ -20,11 +21,13 @@ mod machine;
 mod mounts;
 mod phases;
 mod process;
+mod projects;
 mod random;
 mod record;
 mod report;
 mod rivals;
 mod source;
 mod stats;
+mod writing;
 
 pub use args::main;

@@ -188,22 +188,31 @@ fn read_search(paths: &[PathBuf]) -> Result<u64> {
 }
 
 /// Reads a file from its start to its end, and looks at eight bytes of each page.
-fn sequential(path: &Path) -> Result<u64> {
+pub fn sequential(path: &Path) -> Result<u64> {
     let mut file = File::open(path).with_context(|| format!("{}", path.display()))?;
     let mut buffer = vec![0; SEQUENTIAL_BYTES];
     let (mut sum, mut size) = (0u64, 0u64);
     loop {
         let length = file.read(&mut buffer).with_context(|| format!("{}", path.display()))?;
         if length == 0 {
-            return Ok(sum.wrapping_mul(31).wrapping_add(size));
+            return Ok(fold(sum, size));
         }
         for page in buffer[..length].chunks(HEAD_BYTES) {
             if let Some(word) = page.first_chunk::<8>() {
-                sum = sum.wrapping_mul(31).wrapping_add(u64::from_le_bytes(*word));
+                sum = fold(sum, u64::from_le_bytes(*word));
             }
         }
         size += length as u64;
     }
+}
+
+/// What [`sequential`] makes of a file of `size` bytes whose pages begin with `words`.
+pub fn fold_pages(words: impl Iterator<Item = u64>, size: u64) -> u64 {
+    fold(words.fold(0, fold), size)
+}
+
+fn fold(sum: u64, word: u64) -> u64 {
+    sum.wrapping_mul(31).wrapping_add(word)
 }
 
 #[cfg(test)]

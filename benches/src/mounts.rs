@@ -13,6 +13,8 @@ use crate::process::{Run, installed};
 pub struct Mount {
     pub dir: PathBuf,
     pub kind: String,
+    /// Options of the file system, as the kernel writes them.
+    options: String,
 }
 
 /// Every mount this process sees, in the order they were made.
@@ -25,8 +27,10 @@ fn all() -> Result<Vec<Mount>> {
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let dir = unescape(fields.nth(4)?);
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(Mount { dir, kind: String::from_utf8_lossy(kind).into_owned() })
+    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let kind = text(fields.next()?);
+    Some(Mount { dir, kind, options: fields.nth(1).map(text).unwrap_or_default() })
 }
 
 /// Blanks, tabs, newlines and backslashes are written as three octal digits there.
@@ -56,13 +60,20 @@ pub fn below(dir: &Path) -> Result<Vec<Mount>> {
     Ok(found)
 }
 
-/// The kind of the file system that holds `path`.
+/// The kind of the file system that holds `path`, and whether what is deleted there waits until the
+/// device has been told of it.
 pub fn kind_of(path: &Path) -> Result<String> {
     let holder = all()?
         .into_iter()
         .filter(|mount| path.starts_with(&mount.dir))
         .max_by_key(|mount| mount.dir.as_os_str().as_bytes().len());
-    Ok(holder.map_or_else(|| "unknown".to_owned(), |mount| mount.kind))
+    Ok(holder.map_or_else(
+        || "unknown".to_owned(),
+        |mount| match mount.options.split(',').any(|option| option == "discard") {
+            true => mount.kind + " (discard)",
+            false => mount.kind,
+        },
+    ))
 }
 
 /// Takes away every mount at or below `dir`, also dead ones, and says which could not be.
@@ -89,7 +100,7 @@ mod tests {
             b"36 35 98:0 / /tmp/a\\040b\\134c rw,noatime master:1 shared:2 - fuse.agentfs x rw";
         let mount = parse(line).unwrap();
         assert_eq!(mount.dir, Path::new("/tmp/a b\\c"));
-        assert_eq!(mount.kind, "fuse.agentfs");
+        assert_eq!((&*mount.kind, &*mount.options), ("fuse.agentfs", "rw"));
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"36 35 98:0 / /tmp"), None);
         assert_eq!(unescape(b"tail\\04"), Path::new("tail\\04"));

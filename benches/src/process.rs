@@ -84,6 +84,14 @@ impl Run {
         self
     }
 
+    /// Takes variables out of the environment.
+    pub fn without(mut self, names: &[&str]) -> Self {
+        names.iter().for_each(|name| {
+            self.command.env_remove(name);
+        });
+        self
+    }
+
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self

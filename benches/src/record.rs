@@ -77,6 +77,9 @@ pub struct PhaseResult {
     pub files: Option<u64>,
     /// Kernel requests the daemon served in one warm repetition.
     pub requests: Option<u64>,
+    /// What a repetition that writes cost our daemon.
+    #[serde(default)]
+    pub cost: Option<Cost>,
     pub outcome: Outcome,
     pub series: Vec<Series>,
 }
@@ -91,6 +94,7 @@ impl PhaseResult {
             goal: phase.goal,
             files: None,
             requests: None,
+            cost: None,
             outcome,
             series,
         }
@@ -111,6 +115,19 @@ impl PhaseResult {
     pub fn met(&self) -> Option<bool> {
         Some(self.ratio()?.median <= self.goal?)
     }
+}
+
+/// What a repetition cost our daemon, counted and not timed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Operations of the repetition: of a loop, or one command.
+    pub operations: u64,
+    /// Kernel requests served.
+    pub requests: u64,
+    /// Files and directories of the store synced, those of drains included.
+    pub syncs: u64,
+    /// Bytes on disk by which one operation made the store grow, where that was looked at.
+    pub grown: Option<u64>,
 }
 
 /// The daemon's memory at one size of tree.

@@ -58,7 +58,9 @@ pub fn make(lab: &Lab, subject: Subject, source: &Source, until: Until) -> Resul
         }
         Subject::Overlay => {
             let template = lab.template(source)?;
-            native(overlay(lab, &template, &root)?)
+            // One that is worked in syncs as a plain directory does. One that is only made, every
+            // turn, has nothing to save.
+            native(overlay(lab, &template, &root, until == Until::Usable)?)
         }
     }
 }
@@ -69,8 +71,8 @@ pub fn worktree_add(trunk: &Path, root: &Path) -> Result<Answer> {
     add.arg(root).limit(LIMIT).ok()
 }
 
-/// Mounts an overlay over a finished checkout, timed.
-pub fn overlay(lab: &Lab, template: &Path, root: &Path) -> Result<Answer> {
+/// Mounts an overlay over a finished checkout, timed. A volatile one ignores every sync.
+pub fn overlay(lab: &Lab, template: &Path, root: &Path, volatile: bool) -> Result<Answer> {
     let (upper, work) = (lab.fresh("upper"), lab.fresh("work"));
     for dir in [&upper, &work, &root.to_owned()] {
         std::fs::create_dir(dir)?;
@@ -78,9 +80,8 @@ pub fn overlay(lab: &Lab, template: &Path, root: &Path) -> Result<Answer> {
     let parts = [("lowerdir", template), ("upperdir", &upper), ("workdir", &work)];
     let options: Vec<String> =
         parts.iter().map(|(name, dir)| format!("{name}={}", dir.display())).collect();
-    // Volatile: the end of one overlay must not write back the whole disk beside the next phase.
-    let options = options.join(",") + ",volatile";
-    if options.contains('\\') || options.matches(',').count() != 3 {
+    let options = options.join(",") + if volatile { ",volatile" } else { "" };
+    if options.contains('\\') || options.matches(',').count() != 2 + usize::from(volatile) {
         bail!("overlayfs cannot take a path with a comma or a backslash: {options}");
     }
     Run::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(root).ok()

@@ -43,7 +43,8 @@ case $command in
         worktree "${source##*@}"
         ;;
     fsck) git -C "$AGENTFS_HOME/repos/one.git" rev-parse --quiet --verify HEAD >/dev/null ;;
-    stats) echo '{"event":"result","worktrees":[{"dir":"/x","counters":{"read":3,"init":1}}]}' ;;
+    stats) echo '{"event":"result","counters":{"syncs":2},"worktrees":[{"dir":"/x","counters":{"read":3,"init":1},"outbox":{"syncs_asked":7}}]}' ;;
+    status) echo '{"event":"result","worktrees":[{"changes":{"waiting":false}},{}]}' ;;
     ps)
         daemon_start
         on=true

@@ -41,12 +41,14 @@ fn assert_cleaned(work: &Path) {
 fn a_run_measures_renders_and_leaves_nothing() {
     let work = tempfile::tempdir().unwrap();
     // Of every kind one; the continuous integration runs all of them, against agentfs itself.
-    let phases = ["worktree", "lstat", "fsck", "growth"];
+    let phases =
+        ["worktree", "lstat", "fsck", "growth", "create", "unlink", "checkout", "write_small"];
     let args: Vec<&str> = phases.iter().flat_map(|phase| ["--phase", phase]).collect();
     let Some(run) = scoreboard(work.path(), &args, false) else { return };
     let (tables, log) = (text(&run.stdout), text(&run.stderr));
     assert!(run.status.success(), "{log}");
-    for title in ["one more worktree", "lstat", "fsck of all", "1,200 files"] {
+    let titles = ["one more worktree", "lstat", "fsck of all", "1,200 files", "create +", "unlink"];
+    for title in titles.into_iter().chain(["300 commits away", "write a new file"]) {
         assert!(tables.contains(title), "{title} is missing in\n{tables}");
     }
     assert!(!tables.contains("**failed**"), "{tables}");
@@ -63,6 +65,20 @@ fn a_wrong_answer_fails_its_phase() {
     assert_eq!(run.status.code(), Some(1), "{log}");
     assert!(log.contains("status_warm: FAILED") && log.contains("another content"), "{log}");
     assert!(tables.contains("**`git status`** failed"), "{tables}");
+    assert_cleaned(work.path());
+}
+
+/// The stand-in never counts a sync: whoever does not do what it says fails.
+#[test]
+fn a_sync_that_did_not_reach_the_store_fails_its_phase_and_no_other() {
+    let work = tempfile::tempdir().unwrap();
+    let args = ["--phase", "append", "--phase", "append_synced"];
+    let Some(run) = scoreboard(work.path(), &args, false) else { return };
+    let (tables, log) = (text(&run.stdout), text(&run.stderr));
+    assert_eq!(run.status.code(), Some(1), "{log}");
+    assert!(log.contains("append_synced: FAILED") && log.contains("asked for 0 syncs"), "{log}");
+    assert!(!log.contains("append: FAILED"), "{log}");
+    assert!(tables.contains("**append 4 KiB + fsync** failed"), "{tables}");
     assert_cleaned(work.path());
 }
 

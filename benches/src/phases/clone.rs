@@ -86,7 +86,7 @@ fn worktree(lab: &Lab, source: &Source, book: &mut Book) -> Result<()> {
                 lab.sync();
                 worktree_add(&trunk, &root)?
             }
-            Subject::Overlay => overlay(lab, &template, &root)?,
+            Subject::Overlay => overlay(lab, &template, &root, true)?,
             Subject::Copy => return copy(lab, source),
             Subject::Ours | Subject::Without => mount(&homes, *subject, source, &root)?,
         };

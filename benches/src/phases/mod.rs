@@ -7,6 +7,7 @@ mod commands;
 mod growth;
 mod large;
 mod warm;
+mod write;
 
 use std::fmt::Display;
 use std::path::Path;
@@ -17,7 +18,7 @@ use crate::catalogue::{self, Group, Phase};
 use crate::lab::{Lab, Sizes, say, settle_index};
 use crate::loops::Tally;
 use crate::process::{Answer, Run};
-use crate::record::{MemoryPoint, Outcome, PhaseResult, Series, Subject};
+use crate::record::{Cost, MemoryPoint, Outcome, PhaseResult, Series, Subject};
 use crate::report::tables;
 use crate::rivals::{Site, Until, make};
 use crate::source::Source;
@@ -84,6 +85,13 @@ impl Book {
         say(&tables::line(result));
     }
 
+    /// The same, with what a repetition that writes cost our daemon.
+    pub fn costing(&mut self, id: &str, series: Vec<Series>, cost: Option<Cost>) {
+        let result = self.enter(id, Outcome::Measured, series);
+        result.cost = cost;
+        say(&tables::line(result));
+    }
+
     /// Enters why a phase could not be measured here.
     pub fn skipped(&mut self, id: &str, why: &str) {
         if self.wants(id) {
@@ -121,6 +129,7 @@ pub fn run(lab: &Lab, source: &Source, book: &mut Book) {
             Group::Check => check::run(lab, source, book),
             Group::Growth => growth::run(lab, book),
             Group::Commands => commands::run(lab, book),
+            Group::Write => write::run(lab, source, book),
         };
         if let Err(error) = outcome {
             for phase in phases {
@@ -169,12 +178,24 @@ pub fn interleave<C: Contestant, const N: usize>(
     contestants: &[C],
     mut measure: impl FnMut(&C) -> Result<[f64; N]>,
 ) -> Result<[Vec<Series>; N]> {
+    let measure = |_, contestant: &C| measure(contestant).map(Vec::from);
+    let mut sets = take_turns(rounds, contestants, N, measure)?.into_iter();
+    Ok(std::array::from_fn(|_| sets.next().unwrap_or_default()))
+}
+
+/// The same with a number of figures that is known late; a turn is told its round, warm-ups included.
+pub fn take_turns<C: Contestant>(
+    rounds: Rounds,
+    contestants: &[C],
+    figures: usize,
+    mut measure: impl FnMut(usize, &C) -> Result<Vec<f64>>,
+) -> Result<Vec<Vec<Series>>> {
     let empty = |contestant: &C| Series { subject: contestant.subject(), seconds: Vec::new() };
-    let mut figures: [Vec<Series>; N] =
-        std::array::from_fn(|_| contestants.iter().map(empty).collect());
+    let mut figures: Vec<Vec<Series>> =
+        (0..figures).map(|_| contestants.iter().map(empty).collect()).collect();
     for round in 0..rounds.warmups + rounds.pairs {
         for (index, contestant) in contestants.iter().enumerate() {
-            let seconds = measure(contestant)?;
+            let seconds = measure(round, contestant)?;
             if round >= rounds.warmups {
                 for (set, seconds) in figures.iter_mut().zip(seconds) {
                     set[index].seconds.push(seconds);
@@ -256,13 +277,21 @@ pub fn sites(lab: &Lab, subjects: &[Subject], source: &Source) -> Result<Vec<Sit
             None => settle_index(&site.root)?,
         }
         if let Some(first) = sites.first() {
-            let compare = Run::new("diff").args(["-r", "--no-dereference", "--exclude=.git"]);
-            let differs = || format!("{} has another content", subject.title());
-            compare.arg(&first.root).arg(&site.root).ok().with_context(differs)?;
+            assert_same(&first.root, &site.root, &[".git"], *subject)?;
         }
         sites.push(site);
     }
     Ok(sites)
+}
+
+/// Compares every byte of two directories, apart from names that are excluded.
+fn assert_same(first: &Path, other: &Path, without: &[&str], subject: Subject) -> Result<()> {
+    let mut compare = Run::new("diff").args(["-r", "--no-dereference"]);
+    for name in without {
+        compare = compare.arg(format!("--exclude={name}"));
+    }
+    let differs = || format!("{} has another content", subject.title());
+    compare.arg(first).arg(other).ok().with_context(differs).map(drop)
 }
 
 /// `git status --porcelain`, which must be empty; returns its seconds.

@@ -150,6 +150,10 @@ fn scoreboard(out: &mut String, record: &Record, drawn: &[&str]) {
             }
             out.push_str(&tables::memory(record));
         }
+        for (phase, grown) in phases.iter().filter_map(|p| Some((p, p.cost?.grown?))) {
+            let title = tables::title(phase);
+            let _ = writeln!(out, "\n{title}: our store grows by {grown} bytes on disk, drained.");
+        }
     }
 }
 
@@ -181,6 +185,15 @@ How it is measured:
   a short time ago, and a native rival measured after a deletion would look many times slower.
 - Native checkouts are at their best: before warm phases their index is rewritten once, so that git
   need not read files again that are as young as the index.
+- What writes asks the same durability of every side: either none syncs, or all do after the same
+  operations, and then our store must have synced as often. Before each step everything is written back, and
+  after each turn what agentfs has written is drained, so that nobody pays for another's turn. What is
+  written is read back and compared. Messages and syncs are those of one operation of ours (a command is
+  one operation), drains that fell into it included.
+- What deletes many files is measured after everything that creates some.
+- A file system mounted with `discard` (it says so above the tables) may wait for its device whenever it frees
+  blocks: native `git checkout`, `rm -rf` and truncations pay for that, and agentfs, which keeps what it has
+  stored, does not. Their ratios hold for such a file system only.
 - Cold means `sync`, all kernel caches dropped, and for agentfs also a freshly started daemon.
 - *native* is git on the host's file system; *overlayfs* is an overlay over a finished checkout.
 ";

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::record::{Outcome, PhaseResult, Record, Subject};
+use crate::record::{Cost, MemoryPoint, Outcome, PhaseResult, Record, Subject};
 use crate::stats::{Summary, ratio, summary};
 
 /// The phase whose time is shared out over the directories of a tree.
@@ -96,7 +96,23 @@ pub fn line(phase: &PhaseResult) -> String {
     if let Some(requests) = phase.requests {
         let _ = write!(out, "  requests {requests}");
     }
+    if let Some(cost) = &phase.cost {
+        let [requests, syncs] = shares(cost);
+        let _ = write!(out, "  each: requests {requests}, syncs {syncs}");
+        if let Some(grown) = cost.grown {
+            let _ = write!(out, "; grown by {grown} bytes");
+        }
+    }
     out
+}
+
+/// What one operation cost our daemon: requests and syncs.
+fn shares(cost: &Cost) -> [String; 2] {
+    [cost.requests, cost.syncs].map(|count| match cost.operations {
+        0 => "–".to_owned(),
+        1 => count.to_string(),
+        operations => format!("{:.2}", count as f64 / operations as f64),
+    })
 }
 
 /// A table of phases: ours beside every rival that took part in any of them.
@@ -114,6 +130,10 @@ pub fn phases(phases: &[&PhaseResult]) -> String {
     if requests {
         head.push("messages to the daemon".into());
     }
+    let costs = phases.iter().any(|phase| phase.cost.is_some());
+    if costs {
+        head.extend(["messages, each".into(), "syncs of the store, each".into()]);
+    }
     if goals {
         head.extend(["goal".into(), "".into()]);
     }
@@ -126,6 +146,9 @@ pub fn phases(phases: &[&PhaseResult]) -> String {
         row.push(ours.len().to_string());
         if requests {
             row.push(phase.requests.map_or_else(|| "–".into(), |requests| requests.to_string()));
+        }
+        if costs {
+            row.extend(phase.cost.as_ref().map_or_else(|| ["–".into(), "–".into()], shares));
         }
         if goals {
             row.push(phase.goal.map_or_else(String::new, |goal| format!("≤ {goal}")));
@@ -182,17 +205,56 @@ pub fn memory(record: &Record) -> String {
         ];
         let _ = writeln!(out, "| {} |", row.join(" | "));
     }
-    if last.files - first.files >= SLOPE_FILES_MIN {
-        let files = (last.files - first.files) as f64;
-        let slope = (last.settled.resident as f64 - first.settled.resident as f64) / files;
-        let verdict = if slope < MEMORY_GOAL { "met" } else { "**missed**" };
+    if last.files - first.files >= SLOPE_FILES_MIN
+        && let Some(fit) = Fit::over(points)
+    {
+        let verdict = if fit.slope < MEMORY_GOAL { "met" } else { "**missed**" };
+        let mib = f64::from(1 << 20);
         let _ = writeln!(
             out,
-            "\nFrom the smallest to the largest tree the daemon's resident memory grows by \
-             {slope:.0} bytes a file (goal: below {MEMORY_GOAL}, {verdict})."
+            "\nThe daemon's resident memory, settled, is {:.1} MiB and {:.0} bytes a file (goal: below \
+             {MEMORY_GOAL}, {verdict}): the straight line with the least squares through these sizes, from \
+             which none is more than {:.1} MiB away. The caches that are bounded in bytes (chunks, \
+             database pages) fill with the first files and count as constant only from there on.",
+            fit.constant / mib,
+            fit.slope,
+            fit.error / mib
         );
     }
     out
+}
+
+/// Memory as a constant and a price for each file.
+struct Fit {
+    /// In bytes.
+    constant: f64,
+    /// In bytes a file.
+    slope: f64,
+    /// The largest distance of a point, in bytes.
+    error: f64,
+}
+
+impl Fit {
+    /// The line with the least squares; nothing for fewer than two sizes.
+    fn over(points: &[MemoryPoint]) -> Option<Self> {
+        let at = |point: &MemoryPoint| (point.files as f64, point.settled.resident as f64);
+        let count = points.len() as f64;
+        let (files, bytes) = points
+            .iter()
+            .map(at)
+            .fold((0.0, 0.0), |sum, point| (sum.0 + point.0 / count, sum.1 + point.1 / count));
+        let spread: f64 = points.iter().map(|point| (at(point).0 - files).powi(2)).sum();
+        if spread <= 0.0 {
+            return None;
+        }
+        let together: f64 =
+            points.iter().map(at).map(|point| (point.0 - files) * (point.1 - bytes)).sum();
+        let slope = together / spread;
+        let constant = bytes - slope * files;
+        let distance = |point: (f64, f64)| (point.1 - constant - slope * point.0).abs();
+        let error = points.iter().map(at).map(distance).fold(0.0, f64::max);
+        Some(Self { constant, slope, error })
+    }
 }
 
 /// The levers, those that are off by name.
@@ -237,12 +299,21 @@ mod tests {
     }
 
     #[test]
-    fn the_cost_of_a_file_in_memory_is_the_slope() {
+    fn the_cost_of_a_file_in_memory_is_the_slope_and_the_rest_is_constant() {
         let mut record = sample();
         let table = memory(&record);
-        assert!(table.contains("grows by 50 bytes a file (goal: below 100, met)"), "{table}");
+        let said = "is 20.0 MiB and 50 bytes a file (goal: below 100, met)";
+        assert!(table.contains(said) && table.contains("more than 0.0 MiB away"), "{table}");
         // 10 ms for 10,000 files in 833 directories.
         assert!(table.contains("| 10,000 | 833 | 12.0 µs |"), "{table}");
+        // A third size above the line through the others bends it, and that is said.
+        let mut third = record.memory[1].clone();
+        third.files = 200_000;
+        third.settled.resident += 6 << 20;
+        record.memory.push(third);
+        let table = memory(&record);
+        assert!(table.contains("57 bytes a file") && table.contains("than 0.4 MiB"), "{table}");
+        record.memory.pop();
         record.memory[1].settled.resident += 100_000 * 60;
         assert!(memory(&record).contains("**missed**"));
         record.memory.clear();
