@@ -37,6 +37,7 @@ mod object;
 pub mod odb;
 pub mod pipeline;
 mod reflog;
+mod replace;
 pub mod repository;
 pub mod source;
 mod template;

@@ -31,6 +31,9 @@ pub const INDEX_HELD_BYTES_MAX: u64 = 16 << 20;
 pub const WALK_HELD_BYTES_MAX: u64 = 32 << 20;
 /// Most tags between a revision and its commit.
 pub const TAG_CHAIN_MAX: usize = 64;
+/// How often an object that replaces another may be replaced itself, the first time included, before
+/// git gives up.
+pub const REPLACEMENTS_MAX: usize = 5;
 /// Most symbolic references between a name and an object, as git has it.
 pub const SYMBOLIC_REFERENCES_MAX: usize = 5;
 /// Most threads that one import uses.

@@ -35,7 +35,9 @@ pub(crate) fn clone(
     if locate::has_foreign_references(&common_dir) {
         return Ok(false);
     }
-    let source = locate::open(git_dir)?;
+    let mut source = locate::open(git_dir)?;
+    // git passes on objects, not what is read in their place.
+    source.objects.ignore_replacements = true;
     if hides_references(&source) {
         return Ok(false);
     }

@@ -11,12 +11,14 @@ use crate::error::{Error, Result};
 use crate::limits::{SYMBOLIC_REFERENCES_MAX, TAG_CHAIN_MAX, WHOLE_OBJECT_BYTES_MAX};
 use crate::object::{Kind, from_gix, to_gix_kind};
 use crate::odb::{Odb, Reader};
+use crate::replace::Replacements;
 
 /// An open repository.
 pub struct Repository {
     git: gix::ThreadSafeRepository,
     git_dir: PathBuf,
     odb: Arc<Odb>,
+    replacements: Arc<Replacements>,
 }
 
 /// What is needed of a commit.
@@ -57,6 +59,19 @@ impl Repository {
     /// [`Error::NotARepository`], [`Error::Git`] for configuration that cannot be read, or what
     /// [`Odb::open`] meets.
     pub fn open(git_dir: &Path) -> Result<Self> {
+        Self::open_with(git_dir, None)
+    }
+
+    /// Opens it anew: with its configuration and replacements as they are now, and with what is in
+    /// memory of its objects.
+    ///
+    /// # Errors
+    /// As [`Repository::open`].
+    pub fn reopen(&self) -> Result<Self> {
+        Self::open_with(&self.git_dir, Some(&self.odb))
+    }
+
+    fn open_with(git_dir: &Path, odb: Option<&Arc<Odb>>) -> Result<Self> {
         let not_one = |why: String| Error::NotARepository { path: git_dir.to_owned(), why };
         // gix reads objects only to resolve what is not a plain reference or a full id.
         let limits = [format!("gitoxide.objects.allocLimit={WHOLE_OBJECT_BYTES_MAX}")];
@@ -81,8 +96,12 @@ impl Repository {
             gix::hash::Kind::Sha256 => HashKind::Sha256,
             other => return Err(not_one(format!("its hash algorithm {other} is unknown"))),
         };
-        let odb = Odb::open(&local.common_dir().join("objects"), hash)?;
-        Ok(Self { git, git_dir: git_dir.to_owned(), odb })
+        let odb = match odb.filter(|odb| odb.hash() == hash) {
+            Some(odb) => Arc::clone(odb),
+            None => Odb::open(&local.common_dir().join("objects"), hash)?,
+        };
+        let replacements = Arc::new(Replacements::of_repository(&local, &odb));
+        Ok(Self { git, git_dir: git_dir.to_owned(), odb, replacements })
     }
 
     /// The git directory as it was given to [`Repository::open`].
@@ -98,6 +117,11 @@ impl Repository {
     /// Its objects.
     pub fn odb(&self) -> &Arc<Odb> {
         &self.odb
+    }
+
+    /// What is read in the place of something else.
+    pub(crate) fn replacements(&self) -> &Arc<Replacements> {
+        &self.replacements
     }
 
     /// gix's view of it, for this thread.
@@ -247,6 +271,7 @@ impl Repository {
         rev: &str,
         bytes: &mut Vec<u8>,
     ) -> Result<Kind> {
+        let oid = self.replacements.of(&oid)?;
         let kind = match reader.read_any(&oid, WHOLE_OBJECT_BYTES_MAX, bytes) {
             // A large blob need not be read to know that it is none.
             Err(Error::TooLarge { what, size, limit }) => match reader.header(&oid)? {

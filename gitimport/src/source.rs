@@ -56,6 +56,20 @@ impl LazyRepository {
         Ok(repository)
     }
 
+    /// The repository with its configuration and replacements as they are now.
+    ///
+    /// # Errors
+    /// As [`Repository::open`].
+    pub fn refresh(&self) -> Result<Arc<Repository>> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let repository = Arc::new(match &*opened {
+            Some(before) => before.reopen()?,
+            None => Repository::open(&self.git_dir)?,
+        });
+        *opened = Some(Arc::clone(&repository));
+        Ok(repository)
+    }
+
     /// Lends a reader for one call.
     fn with_reader<T>(&self, call: impl FnOnce(&mut Reader) -> Result<T>) -> Result<T> {
         let idle = self.idle().pop();
@@ -107,15 +121,19 @@ impl Source {
         turn: &mut Option<Turn<'l>>,
         path: &[u8],
     ) -> Result<Directory> {
-        let outer = Plan::new(&*self.repository.get()?)?.root();
-        let mut directory = Directory { oid: self.tree, outer, name: Box::default() };
+        let repository = self.repository.get()?;
+        let replacements = repository.replacements();
+        let outer = Plan::new(&repository)?.root();
+        let mut directory =
+            Directory { oid: replacements.of(&self.tree)?, outer, name: Box::default() };
         for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
             let (tree, scope) = self.enter(reader, turn, &directory)?;
             let found = tree
                 .find(name)
                 .filter(|entry| entry.kind == EntryKind::Directory)
                 .ok_or_else(|| Error::corrupt(&directory.oid, "it has no such directory"))?;
-            directory = Directory { oid: found.oid, outer: scope, name: name.into() };
+            directory =
+                Directory { oid: replacements.of(&found.oid)?, outer: scope, name: name.into() };
         }
         Ok(directory)
     }
@@ -133,13 +151,14 @@ impl Source {
         lane.read(turn, reader, oid, Kind::Tree, TREE_OBJECT_BYTES_MAX, &mut bytes)?;
         let tree = GitTree::parse(oid.kind(), bytes)
             .map_err(|TreeFault { name, why }| Error::refused(&name, oid, why))?;
-        let attributes = attributes::read(lane, turn, reader, &tree)?;
+        let repository = self.repository.get()?;
+        let attributes = attributes::read(lane, turn, reader, &tree, repository.replacements())?;
         let scope = outer.enter(name, attributes.as_deref())?;
         Ok((tree, scope))
     }
 
     /// Converts blob `oid` as a checkout of `path` does.
-    fn convert(&self, reader: &mut Reader, oid: &GitOid, path: &[u8]) -> Result<Vec<u8>> {
+    fn convert(&self, reader: &mut Reader, oid: &GitOid, path: &[u8]) -> Result<Blob> {
         let (above, name) = match path.iter().rposition(|&byte| byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&b""[..], path),
@@ -147,14 +166,19 @@ impl Source {
         let mut turn = None;
         let directory = self.directory(reader, &mut turn, above)?;
         let (_, scope) = self.enter(reader, &mut turn, &directory)?;
-        let (_, size) = reader.header(oid)?;
+        let held = self.repository.get()?.replacements().of(oid)?;
+        if !scope.needs_conversion(name) {
+            drop(turn);
+            return self.read(reader, &held);
+        }
+        let (_, size) = reader.header(&held)?;
         if size > CONVERTED_BYTES_MAX {
             let what = format!("git object {oid}, which is to be converted,");
             return Err(Error::TooLarge { what, size, limit: CONVERTED_BYTES_MAX });
         }
         let mut bytes = Vec::new();
-        self.repository.lane.read_any_size(&mut turn, reader, oid, &mut bytes)?;
-        Ok(scope.convert(name, oid, &bytes)?.unwrap_or(bytes))
+        self.repository.lane.read_any_size(&mut turn, reader, &held, &mut bytes)?;
+        Ok(Blob::Whole(scope.convert(name, oid, &held, &bytes)?.unwrap_or(bytes)))
     }
 
     fn rebuild(&self, store: &Store, path: &[u8], id: TreeId) -> Result<()> {
@@ -174,7 +198,7 @@ impl ObjectSource for Source {
 
     fn converted(&self, oid: &GitOid, path: &[u8]) -> EngineResult<Blob> {
         self.repository
-            .with_reader(|reader| self.convert(reader, oid, path).map(Blob::Whole))
+            .with_reader(|reader| self.convert(reader, oid, path))
             .map_err(|error| engine_error(oid, error.at(path)))
     }
 

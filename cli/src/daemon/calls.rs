@@ -201,7 +201,7 @@ fn attach_head(
     repository: &OpenRepository,
     call: &Call,
 ) -> Result<(Branch, Option<String>, ImportedTrees)> {
-    let target = Target::of_head(&*repository.git()?)?;
+    let target = Target::of_head(&*repository.git_as_it_is()?)?;
     let (root, trees) = target::import(daemon, repository, &target, call)?;
     let _names = daemon.lock_names();
     let branch = target::branch(daemon, repository, &target, root)?;

@@ -37,6 +37,14 @@ impl OpenRepository {
         Ok(self.git.get()?)
     }
 
+    /// The same, with what its owner has changed in it since it was opened.
+    ///
+    /// # Errors
+    /// As [`OpenRepository::git`].
+    pub fn git_as_it_is(&self) -> Result<Arc<Repository>> {
+        Ok(self.git.refresh()?)
+    }
+
     /// The bytes of the files of git tree `tree`; without one, of what is in the store alone.
     pub fn contents(&self, tree: Option<GitOid>) -> Arc<Contents> {
         let Some(tree) = tree else {

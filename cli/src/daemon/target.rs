@@ -49,7 +49,7 @@ impl Target {
     /// # Errors
     /// [`Kind::NotFound`] if it names nothing.
     pub fn of_revision(daemon: &Daemon, repository: &OpenRepository, rev: &str) -> Result<Self> {
-        let git = &*repository.git()?;
+        let git = &*repository.git_as_it_is()?;
         if rev.is_empty() || rev == "HEAD" {
             return Self::of_head(git);
         }
@@ -138,17 +138,24 @@ pub fn import(
     target: &Target,
     call: &Call,
 ) -> Result<(TreeId, ImportedTrees)> {
-    let commit = target.commit.map(|commit| commit.id);
-    let branches = daemon.store.branches()?;
-    let same = |branch: &&Branch| {
-        branch.repository == repository.record.name && branch.commit == commit && commit.is_some()
-    };
-    if let Some(known) = branches.iter().find(same) {
-        return Ok((known.root, ImportedTrees::default()));
-    }
     let git = repository.git()?;
     let plan = Plan::new(&git)?;
     let tree = target.commit.map_or_else(|| git.odb().empty_tree(), |commit| commit.tree);
+    if let Some(root) = walk::imported(&daemon.store, &git, &tree, &plan)? {
+        return Ok((root.id, ImportedTrees::default()));
+    }
+    // The git map gets the trees of a branch when all of it is in the store; until then another
+    // worktree of the same commit need not walk them. Later they are under other conversions.
+    let commit = target.commit.map(|commit| commit.id);
+    let same = |branch: &&Branch| {
+        branch.repository == repository.record.name
+            && branch.commit == commit
+            && branch.root_oid == Some(tree)
+            && !branch.ingested
+    };
+    if let Some(known) = daemon.store.branches()?.iter().find(same) {
+        return Ok((known.root, ImportedTrees::default()));
+    }
     let (meter, cancel) = (call.meter.as_ref(), &call.cancel);
     let imported = walk::import_tree(&daemon.store, &git, &tree, &plan, meter, cancel)?;
     Ok((imported.root.id, imported.trees))

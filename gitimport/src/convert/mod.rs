@@ -57,6 +57,8 @@ struct Inner {
     info: Vec<u8>,
     /// What the configuration contributes to a context; `None` for none.
     configuration: Option<[u8; 32]>,
+    /// What replaced objects contribute to it.
+    replaced: Option<[u8; 32]>,
 }
 
 /// What applies in one directory: the attribute files above it and in it.
@@ -114,10 +116,10 @@ impl Plan {
     /// # Errors
     /// [`Error::Git`] for configuration that cannot be read, [`Error::Io`] for attribute files.
     pub fn new(repository: &Repository) -> Result<Self> {
-        Self::of(&repository.gix())
+        Self::of(&repository.gix(), repository.replacements().context())
     }
 
-    fn of(repository: &gix::Repository) -> Result<Self> {
+    fn of(repository: &gix::Repository, replaced: Option<[u8; 32]>) -> Result<Self> {
         let failed = |error: gix::Error| Error::Git {
             action: "read the configuration of conversions".into(),
             git_dir: repository.git_dir().to_owned(),
@@ -149,6 +151,7 @@ impl Plan {
             outer,
             info,
             configuration,
+            replaced,
         })))
     }
 
@@ -331,15 +334,20 @@ impl Scope {
     /// nothing.
     pub fn context(&self) -> [u8; 32] {
         let rules = self.level.as_ref().and_then(|level| level.rules);
-        if rules.is_none() && self.plan.configuration.is_none() {
+        let Inner { configuration, replaced, .. } = &*self.plan;
+        if rules.is_none() && configuration.is_none() && replaced.is_none() {
             return [0; 32];
         }
         let mut context = Digest::default();
         context.add(&[CONTEXT_VERSION]);
-        context.add(&self.plan.configuration.unwrap_or_default());
+        context.add(&configuration.unwrap_or_default());
         context.add(&rules.unwrap_or_default());
         if let Some(level) = self.level.as_ref().filter(|level| level.by_path) {
             context.add(&level.path);
+        }
+        if let Some(replaced) = replaced {
+            context.add(b"replaced");
+            context.add(replaced);
         }
         context.finish()
     }
@@ -358,11 +366,18 @@ impl Scope {
     }
 
     /// What a checkout writes for the file `name` of this directory whose blob `oid` is `bytes`;
-    /// `None` if that is the blob itself.
+    /// `None` if that is the blob itself. `held` is the object that has these bytes: `oid`, unless
+    /// that is replaced.
     ///
     /// # Errors
     /// [`Error::Conversion`] where `git checkout` would fail, [`Error::TooLarge`] past a limit.
-    pub fn convert(&self, name: &[u8], oid: &GitOid, bytes: &[u8]) -> Result<Option<Vec<u8>>> {
+    pub fn convert(
+        &self,
+        name: &[u8],
+        oid: &GitOid,
+        held: &GitOid,
+        bytes: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
         let Some(level) = self.level.as_ref().filter(|level| level.effective) else {
             return Ok(None);
         };
@@ -374,7 +389,9 @@ impl Scope {
             if grown > CONVERTED_BYTES_MAX {
                 return Err(too_large(&path, grown));
             }
-            if let Some(expanded) = ident::expand(bytes, oid, action.is_streamed()) {
+            let streamed = action.is_streamed();
+            let shown = if streamed { oid } else { held };
+            if let Some(expanded) = ident::expand(bytes, shown, streamed) {
                 content = expanded.into();
             }
         }

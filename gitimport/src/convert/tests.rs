@@ -79,14 +79,14 @@ fn scopes(
 /// Converts everything in the checkout's commit and compares; returns how many files changed.
 fn compare(checkout: &Path) -> usize {
     let repository = gix::open(checkout).unwrap();
-    let plan = Plan::of(&repository).unwrap();
+    let plan = Plan::of(&repository, None).unwrap();
     let tree = repository.head_tree().unwrap();
     let mut changed = 0;
     scopes(&tree, &plan.root(), &mut |scope, name, object| {
         let path = scope.path(name);
         let expected = std::fs::read(checkout.join(path.to_str().unwrap())).unwrap();
         let oid = from_gix(&object.id).unwrap();
-        let converted = scope.convert(name, &oid, &object.data).unwrap();
+        let converted = scope.convert(name, &oid, &oid, &object.data).unwrap();
         changed += usize::from(converted.is_some());
         assert!(
             scope.needs_conversion(name) || converted.is_none(),
@@ -339,10 +339,10 @@ fn a_required_filter_and_a_wrong_encoding_fail_as_in_git() {
         .unwrap();
         let mut ours = Ok(());
         let tree = repository.rev_parse_single("main").unwrap().object().unwrap();
-        let plan = Plan::of(&repository).unwrap();
+        let plan = Plan::of(&repository, None).unwrap();
         scopes(&tree.peel_to_tree().unwrap(), &plan.root(), &mut |scope, name, object| {
             let oid = from_gix(&object.id).unwrap();
-            if let Err(error) = scope.convert(name, &oid, &object.data) {
+            if let Err(error) = scope.convert(name, &oid, &oid, &object.data) {
                 assert!(matches!(&error, Error::Conversion { path, .. } if path == "dir/file"));
                 assert!(scope.needs_conversion(name));
                 ours = Err(error.to_string());
@@ -438,7 +438,7 @@ fn contexts_tell_apart_what_matters_and_nothing_else() {
     let source = sandbox.repository("source");
     let plan = |settings: &[&str]| {
         let options = gix::open::Options::isolated().config_overrides(settings.iter().copied());
-        Plan::of(&gix::open_opts(&source, options).unwrap()).unwrap()
+        Plan::of(&gix::open_opts(&source, options).unwrap(), None).unwrap()
     };
     let none = plan(&[]);
     let context =
@@ -490,13 +490,13 @@ fn what_grows_beyond_the_limit_is_refused() {
     let source = sandbox.repository("source");
     let options =
         gix::open::Options::isolated().config_overrides(["filter.endless.smudge=cat /dev/zero"]);
-    let plan = Plan::of(&gix::open_opts(&source, options).unwrap()).unwrap();
+    let plan = Plan::of(&gix::open_opts(&source, options).unwrap(), None).unwrap();
     let scope = scope_of(&plan, "*.id ident\n*.zero filter=endless\n", "a", "");
     let oid = from_gix(&gix::open(&source).unwrap().head_id().unwrap()).unwrap();
     let bomb = b"$Id$".repeat(13 << 20);
-    let refused = scope.convert(b"x.id", &oid, &bomb);
+    let refused = scope.convert(b"x.id", &oid, &oid, &bomb);
     assert!(matches!(refused, Err(Error::TooLarge { .. })));
-    let refused = scope.convert(b"x.zero", &oid, b"x");
+    let refused = scope.convert(b"x.zero", &oid, &oid, b"x");
     assert!(matches!(refused, Err(Error::TooLarge { .. })));
 }
 
@@ -504,7 +504,8 @@ fn what_grows_beyond_the_limit_is_refused() {
 fn deep_chains_of_attribute_files_stay_small() {
     let sandbox = Sandbox::new();
     let source = sandbox.repository("source");
-    let plan = Plan::of(&gix::open_opts(&source, gix::open::Options::isolated()).unwrap()).unwrap();
+    let plan =
+        Plan::of(&gix::open_opts(&source, gix::open::Options::isolated()).unwrap(), None).unwrap();
     let file = "*.txt eol=crlf\n".repeat(1000);
     let mut scope = plan.root().enter(b"", None).unwrap();
     let mut all = Vec::new();

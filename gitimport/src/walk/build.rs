@@ -59,13 +59,10 @@ impl Walk<'_> {
                     made.subtree = Some(done.subtree);
                     height = height.max(done.height + 1);
                 }
-            } else if matches!(entry.kind, EntryKind::File | EntryKind::Executable)
-                && scope.needs_conversion(entry.name)
-            {
-                let converted = self.convert(worker, &mut turn, &scope, entry, size);
-                let converted =
-                    converted.map_err(|error| error.at(&self.path_of(id, entry.name)))?;
-                if let Some((content, size)) = converted {
+            } else if entry.kind != EntryKind::Gitlink {
+                let stored = self.check_out(worker, &mut turn, &scope, entry, size);
+                let stored = stored.map_err(|error| error.at(&self.path_of(id, entry.name)))?;
+                if let Some((content, size)) = stored {
                     (made.content, made.size) = (Some(content), size);
                 }
             }
@@ -94,7 +91,10 @@ impl Walk<'_> {
     fn subtrees(&self, oid: &GitOid, scope: &Scope, tree: &GitTree) -> Result<Vec<Done>> {
         let directories = tree.entries().filter(|entry| entry.kind == EntryKind::Directory);
         let keys: Vec<_> = directories
-            .map(|entry| Ok((entry.oid, scope.enter(entry.name, None)?.context())))
+            .map(|entry| {
+                let held = self.replacements.of(&entry.oid)?;
+                Ok((held, scope.enter(entry.name, None)?.context()))
+            })
             .collect::<Result<_>>()?;
         self.schedule
             .built(keys.into_iter())
@@ -143,14 +143,15 @@ impl Walk<'_> {
                 EntryKind::Symlink => SYMLINK_BYTES_MAX,
             };
             self.cancel.check()?;
-            let found = size_of(reader, &entry, limit);
+            let held = self.replacements.of(&entry.oid);
+            let found = held.and_then(|held| size_of(reader, &held, limit));
             *size = found.map_err(|error| error.at(&self.path_of(id, entry.name)))?;
         }
         Ok(())
     }
 
-    /// Converts a file as a checkout does and stores the result; `None` if that changes nothing.
-    fn convert<'l>(
+    /// Stores what a checkout writes for a file or a link if that is not its blob.
+    fn check_out<'l>(
         &'l self,
         worker: &mut Worker,
         turn: &mut Option<Turn<'l>>,
@@ -158,13 +159,63 @@ impl Walk<'_> {
         entry: GitEntry<'_>,
         size: u64,
     ) -> Result<Option<(ContentId, u64)>> {
+        let held = self.replacements.of(&entry.oid)?;
+        let is_file = matches!(entry.kind, EntryKind::File | EntryKind::Executable);
+        if is_file && scope.needs_conversion(entry.name) {
+            let converted = self.convert(worker, turn, scope, entry, &held, size)?;
+            if converted.is_some() {
+                return Ok(converted);
+            }
+        }
+        if held == entry.oid { Ok(None) } else { self.replace(worker, turn, &held, size).map(Some) }
+    }
+
+    /// Stores blob `held`, which replaces another.
+    fn replace<'l>(
+        &'l self,
+        worker: &mut Worker,
+        turn: &mut Option<Turn<'l>>,
+        held: &GitOid,
+        size: u64,
+    ) -> Result<(ContentId, u64)> {
+        let Worker { reader, preparer } = worker;
+        let (item, id, size) = if size <= WHOLE_OBJECT_BYTES_MAX {
+            let mut bytes = Vec::new();
+            self.lane.read_any_size(turn, reader, held, &mut bytes)?;
+            let content = preparer.content(&bytes);
+            let (id, size) = (content.id, content.size);
+            (WriteItem::Blob { oid: *held, content }, id, size)
+        } else {
+            let mut stream = reader.stream(held)?;
+            let mut sink = |chunk| self.session.send(WriteItem::Chunk(chunk));
+            let content = preparer.stream(&mut stream, &mut sink);
+            let content = content.map_err(|error| Error::streamed(held, error))?;
+            let (id, size) = (content.id, content.size);
+            (WriteItem::Manifest { oid: Some(*held), content }, id, size)
+        };
+        self.session.send(item)?;
+        self.converted.fetch_add(1, Ordering::Relaxed);
+        Ok((id, size))
+    }
+
+    /// Converts a file, whose bytes `held` has, as a checkout does and stores the result; `None` if
+    /// that changes nothing.
+    fn convert<'l>(
+        &'l self,
+        worker: &mut Worker,
+        turn: &mut Option<Turn<'l>>,
+        scope: &Scope,
+        entry: GitEntry<'_>,
+        held: &GitOid,
+        size: u64,
+    ) -> Result<Option<(ContentId, u64)>> {
         if size > CONVERTED_BYTES_MAX {
             let what = format!("git object {}, which is to be converted,", entry.oid);
             return Err(Error::TooLarge { what, size, limit: CONVERTED_BYTES_MAX });
         }
         let mut bytes = Vec::new();
-        self.lane.read_any_size(turn, &mut worker.reader, &entry.oid, &mut bytes)?;
-        let Some(converted) = scope.convert(entry.name, &entry.oid, &bytes)? else {
+        self.lane.read_any_size(turn, &mut worker.reader, held, &mut bytes)?;
+        let Some(converted) = scope.convert(entry.name, &entry.oid, held, &bytes)? else {
             return Ok(None);
         };
         drop(bytes);
@@ -186,21 +237,21 @@ impl Walk<'_> {
     }
 }
 
-/// The size of the blob that `entry` names, of at most `limit` bytes.
-fn size_of(reader: &mut Reader, entry: &GitEntry<'_>, limit: u64) -> Result<u64> {
-    match reader.header(&entry.oid)? {
+/// The size of blob `oid`, of at most `limit` bytes.
+fn size_of(reader: &mut Reader, oid: &GitOid, limit: u64) -> Result<u64> {
+    match reader.header(oid)? {
         (Kind::Blob, size) if size <= limit => Ok(size),
         // Before the tree is refused, make sure that it is not the header that lies.
         (_, stated) => {
             let mut bytes = Vec::new();
-            let read = reader.read(&entry.oid, Kind::Blob, LIGHT_OBJECT_BYTES_MAX, &mut bytes);
+            let read = reader.read(oid, Kind::Blob, LIGHT_OBJECT_BYTES_MAX, &mut bytes);
             let size = match read {
                 Ok(()) => bytes.len() as u64,
                 Err(Error::TooLarge { .. }) => stated,
                 Err(error) => return Err(error),
             };
             if size > limit {
-                let what = format!("git object {}", entry.oid);
+                let what = format!("git object {oid}");
                 return Err(Error::TooLarge { what, size, limit });
             }
             Ok(size)

@@ -5,7 +5,7 @@
 //! is inflated but trees, `.gitattributes` and files that a checkout would convert.
 //!
 //! No cycle can be walked: a tree's bytes are hashed before they are parsed, so a tree that
-//! contains itself does not exist. Memory is bounded: a worker holds one tree at a time, trees
+//! contains itself does not exist, and trees that replacements make contain each other are refused. Memory is bounded: a worker holds one tree at a time, trees
 //! that wait for their subtrees are held up to a limit and read again past it, and what stays of a
 //! finished tree is one entry of a table.
 
@@ -34,6 +34,7 @@ use crate::lane::{Lane, Turn};
 use crate::limits::{TREE_OBJECT_BYTES_MAX, WALK_HELD_BYTES_MAX, WALK_TREES_MAX, workers};
 use crate::object::Kind;
 use crate::odb::{Odb, Reader};
+use crate::replace::Replacements;
 use crate::repository::Repository;
 use crate::tree::{GitTree, TreeFault};
 use height::height;
@@ -47,7 +48,7 @@ pub use sink::ImportedTrees;
 pub struct Imported {
     /// Its directory object.
     pub root: Subtree,
-    /// Files whose content the checkout converts, and that this walk has stored.
+    /// Files whose content the checkout converts or git replaces, and that this walk has stored.
     pub converted: u64,
     /// All trees that this walk has read, for [`crate::pipeline::ingest`].
     pub trees: ImportedTrees,
@@ -76,6 +77,21 @@ pub fn import_tree(
     import_bounded(store, repository, tree, plan, (progress, cancel), WALK_TREES_MAX)
 }
 
+/// The directory object that git tree `tree` of `repository` was imported as, with all that is below
+/// it, under the same conversions.
+///
+/// # Errors
+/// What replacing the tree and reading the store meet.
+pub fn imported(
+    store: &Store,
+    repository: &Repository,
+    tree: &GitOid,
+    plan: &Plan,
+) -> Result<Option<Subtree>> {
+    let tree = repository.replacements().of(tree)?;
+    Ok(store.tree_of(&tree, &plan.root().enter(b"", None)?.context())?)
+}
+
 /// [`import_tree`], reading at most `trees_max` trees.
 fn import_bounded(
     store: &Store,
@@ -86,6 +102,7 @@ fn import_bounded(
     trees_max: u64,
 ) -> Result<Imported> {
     let outer = plan.root();
+    let tree = &repository.replacements().of(tree)?;
     let key = (*tree, outer.enter(b"", None)?.context());
     if let Some(root) = store.tree_of(tree, &key.1)? {
         return Ok(Imported { root, converted: 0, trees: ImportedTrees::default() });
@@ -103,7 +120,7 @@ fn import_bounded(
 
 /// A directory of a commit, on the way to what is in it.
 pub(crate) struct Directory {
-    /// Its git tree.
+    /// Its git tree, replaced by what git reads in its place.
     pub(crate) oid: GitOid,
     /// The conversions that the directories above it ask for.
     pub(crate) outer: Scope,
@@ -152,6 +169,7 @@ struct Walk<'a> {
     /// For contents that a checkout converts.
     session: Session<'a>,
     odb: Arc<Odb>,
+    replacements: Arc<Replacements>,
     purpose: Purpose,
     progress: &'a dyn Progress,
     cancel: &'a Cancel,
@@ -186,6 +204,7 @@ impl<'a> Walk<'a> {
             store,
             session,
             odb: Arc::clone(repository.odb()),
+            replacements: Arc::clone(repository.replacements()),
             purpose,
             progress,
             cancel,
@@ -263,12 +282,15 @@ impl<'a> Walk<'a> {
         }
         let mut turn = None;
         let tree = self.read_tree(&mut worker.reader, &mut turn, id, oid)?;
-        let attributes = attributes::read(&self.lane, &mut turn, &mut worker.reader, &tree)
+        let (reader, replacements) = (&mut worker.reader, &self.replacements);
+        let attributes = attributes::read(&self.lane, &mut turn, reader, &tree, replacements)
             .map_err(|error| error.at(&self.path_of(id, attributes::NAME)))?;
         let scope = outer.enter(name, attributes.as_deref())?;
         let mut children = Vec::new();
         for entry in tree.entries().filter(|entry| entry.kind == EntryKind::Directory) {
-            let key = (entry.oid, scope.enter(entry.name, None)?.context());
+            let held = self.replacements.of(&entry.oid);
+            let held = held.map_err(|error| error.at(&self.path_of(id, entry.name)))?;
+            let key = (held, scope.enter(entry.name, None)?.context());
             let stored = self.stored(&key)?;
             children.push(Child { key, name: entry.name.into(), stored });
         }

@@ -120,9 +120,10 @@ impl Schedule {
                 return Some(Job { id, key: node.key, depth: node.depth, stage });
             }
             if state.running == 0 {
-                // Trees that contain each other cannot exist; it must be an error all the same.
+                // Trees that contain each other cannot exist, unless some stand for others.
                 let oid = state.nodes[0].key.0;
-                state.outcome = Some(Err(Error::corrupt(&oid, "its subtrees wait for each other")));
+                let why = "directories below it contain themselves, by objects in refs/replace";
+                state.outcome = Some(Err(Error::corrupt(&oid, why)));
                 self.changed.notify_all();
                 return None;
             }
