@@ -112,7 +112,8 @@ fn assert_nothing_left(store: &TestStore, word: &str) {
             let own = mounts.lines().filter(|mount| mount.contains(&*execs.to_string_lossy()));
             left.extend(own.map(str::to_owned));
         }
-        let dirs = fs::read_dir(&execs).map(|dirs| dirs.flatten().collect()).unwrap_or(Vec::new());
+        let dirs: Vec<_> =
+            fs::read_dir(&execs).map(|dirs| dirs.flatten().collect()).unwrap_or_default();
         left.extend(dirs.iter().map(|dir| text(&dir.path())));
         left
     };
@@ -535,7 +536,10 @@ fn isolation(ordinary: bool) {
 }
 
 fn agentfs_of(store: &TestStore) -> &Path {
-    store.user().map_or_else(|| agentfs_tests::agentfs(), |user| user.program())
+    match store.user() {
+        Some(user) => user.program(),
+        None => agentfs_tests::agentfs(),
+    }
 }
 
 #[test]

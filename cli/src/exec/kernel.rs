@@ -47,6 +47,7 @@ impl Signals {
     }
 
     /// The next signal that waits.
+    #[expect(clippy::host_endian_bytes, reason = "it comes from the kernel, not from a disk")]
     pub fn next(&self) -> Option<i32> {
         let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
         let read = rustix::io::read(&self.file, &mut info).ok()?;
