@@ -188,6 +188,7 @@ fn kind_of_engine(error: &agentfs_engine::Error) -> Kind {
         Error::NoSuch { .. } => Kind::NotFound,
         Error::UnknownFormat { .. } => Kind::StoreVersion,
         Error::InUse { .. } => Kind::StoreInUse,
+        Error::BranchInUse(_) => Kind::Busy,
         Error::Poisoned { .. } => Kind::StoreStopped,
         Error::Cancelled => Kind::Cancelled,
         _ => Kind::Failed,

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::id::{ChunkId, ContentId, GitOid, Ino, Sequence, TreeId};
+use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, Ino, Sequence, TreeId};
 
 /// A result of the engine.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -81,6 +81,9 @@ pub enum Error {
         /// The only one known here.
         known: u32,
     },
+    /// A worktree of the branch is open already.
+    #[error("branch number {0} is still in use by a worktree that was opened before")]
+    BranchInUse(BranchNumber),
     /// Another process has the store open.
     #[error("the store at {path} is in use by another process", path = .path.display())]
     InUse {

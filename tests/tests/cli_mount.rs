@@ -1,6 +1,7 @@
 //! `mount`, `umount`, `attach`, `status`, `stats`, `doctor` and the commands that need no store.
 
 use std::fs;
+use std::io::Write;
 use std::process::Stdio;
 
 use agentfs_tests::{TestStore, fixture, fuse_available, git, mounts, tree};
@@ -115,6 +116,27 @@ fn a_directory_in_use_is_unmounted_only_lazily() {
     assert!(!mounts::is_mounted(&store.path("worktree")));
     drop(held);
     store.ok(&["mount", "source", &dir]);
+}
+
+/// Whoever is in a mount that was taken from sight goes on writing: nothing of that is lost, and nobody
+/// else writes the branch meanwhile.
+#[test]
+fn what_is_written_to_a_mount_out_of_sight_is_kept() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, _) = store_with_history();
+    let dir = store.path_text("worktree");
+    store.ok(&["mount", "source", &dir]);
+    let mut held = fs::OpenOptions::new().append(true).open(store.path("worktree/a")).unwrap();
+    store.ok(&["umount", "--lazy", &dir]);
+    held.write_all(b" and more").unwrap();
+    let said = store.fails(1, &["mount", "main", &dir]);
+    assert!(said.contains("in use") && said.contains("taken from sight"), "{said}");
+    drop(held);
+    store.ok(&["mount", "main", &dir]);
+    assert_eq!(fs::read_to_string(store.path("worktree/a")).unwrap(), "three and more");
+    store.ok(&["fsck"]);
 }
 
 #[test]

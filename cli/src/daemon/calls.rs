@@ -312,8 +312,8 @@ pub fn umount(daemon: &Daemon, params: &UmountCall) -> Result<Unmounted> {
     }
 }
 
-/// Unmounts a worktree and takes it off the record. A branch with changes keeps them, and its git
-/// directory, for the next time; one that has none leaves nothing but a git branch.
+/// Unmounts a worktree and takes it off the record. A branch with changes, or with somebody in it who
+/// may still make some, keeps them, and its git directory, for the next time; one that has none leaves nothing but a git branch.
 ///
 /// # Errors
 /// [`Kind::Busy`] if commands run in it.
@@ -331,7 +331,9 @@ pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
     let WorktreeRecord { repository, branch: name, git_dir, .. } = &closing.record;
     let branch = daemon.store.branch(repository, name)?;
     let changed = match (&closing.worktree, &branch) {
-        (Some(worktree), _) => worktree.state().is_some_and(|state| state.inodes > 0),
+        (Some(worktree), _) => {
+            closing.lives || worktree.state().is_some_and(|state| state.inodes > 0)
+        }
         (None, Some(branch)) => {
             daemon.layout.outbox(branch.number).exists()
                 || daemon.store.has_changes(branch.number)?

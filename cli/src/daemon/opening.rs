@@ -5,6 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use agentfs_engine::base::Base;
 use agentfs_engine::storage::Disk;
@@ -28,6 +29,9 @@ const WARM_ENTRIES_MAX: u64 = 200_000;
 /// Up to this many entries a new worktree appears only once that is done, beside the writing of its
 /// index: a few microseconds an entry, and its first `git status` then reads nothing.
 const WARM_AT_ONCE_MAX: u32 = 20_000;
+
+/// How long a session that has ended may keep its branch.
+const LETTING_GO: Duration = Duration::from_secs(2);
 
 /// A mount that nothing records yet. Dropping it undoes what has been made of it so far.
 pub struct Opening<'a> {
@@ -189,8 +193,11 @@ fn mount(
     let worktree = if record.read_only && !outbox.exists() {
         Worktree::new(Arc::clone(&base), contents, options)
     } else {
-        let (base, disk) = (Arc::clone(&base), Arc::new(Disk));
-        Worktree::writable(base, contents, options, branch.number, disk, &outbox)?
+        when_free(branch, || {
+            let (base, contents) = (Arc::clone(&base), Arc::clone(&contents));
+            let disk = Arc::new(Disk);
+            Worktree::writable(base, contents, options.clone(), branch.number, disk, &outbox)
+        })?
     };
     let options = MountOptions {
         read_only: record.read_only,
@@ -211,6 +218,29 @@ fn mount(
         write_index(&base, &stat, root_oid, &record.git_dir.join("index"))
     })?;
     Ok((worktree, mounted, at_once))
+}
+
+/// Opens a branch when those have let go of it who were in a mount of it that has just ended.
+fn when_free(
+    branch: &Branch,
+    open: impl Fn() -> agentfs_engine::Result<Arc<Worktree>>,
+) -> Result<Arc<Worktree>> {
+    let start = Instant::now();
+    loop {
+        match open() {
+            Err(agentfs_engine::Error::BranchInUse(_)) if start.elapsed() < LETTING_GO => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(error @ agentfs_engine::Error::BranchInUse(_)) => {
+                let hint = format!(
+                    "end the processes that are still in the mount of {}@{} that was taken from sight",
+                    branch.repository, branch.name
+                );
+                return Err(Failure::from(error).hint(hint));
+            }
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 /// Makes the git directory of a worktree at `dir`, still without an index.

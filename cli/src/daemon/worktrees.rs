@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use agentfs_engine::store::{Branch, WorktreeRecord};
 use agentfs_engine::worktree::Worktree;
@@ -12,6 +13,9 @@ use tracing::warn;
 
 use crate::daemon::note::Note;
 use crate::error::{Failure, Kind, Result};
+
+/// How long the session of a mount without users may take to end.
+const ENDING: Duration = Duration::from_millis(500);
 
 /// A worktree that was mounted.
 pub struct Up {
@@ -87,6 +91,8 @@ pub struct Closing<'a> {
     pub recorded: bool,
     /// What was mounted, if it was.
     pub worktree: Option<Arc<Worktree>>,
+    /// Whether somebody is still in it, and may change it.
+    pub lives: bool,
     _reservation: Reservation<'a>,
 }
 
@@ -156,18 +162,20 @@ impl Worktrees {
             slot
         };
         let reservation = Reservation { worktrees: self, dir: dir.to_owned() };
+        let mut lives = false;
         let (record, recorded, worktree) = match slot {
             Slot::Up(up) => {
                 if let Err(error) = up.mounted.unmount(lazy) {
                     reservation.fill(Slot::Up(up));
                     return Err(error.into());
                 }
+                lives = lazy && !ends(&up.mounted);
                 (up.record.clone(), up.note.is_none(), Some(Arc::clone(&up.worktree)))
             }
             Slot::Down(record, _) => (record, true, None),
             Slot::Busy(..) => return Err(busy(dir)),
         };
-        Ok(Closing { record, recorded, worktree, _reservation: reservation })
+        Ok(Closing { record, recorded, worktree, lives, _reservation: reservation })
     }
 
     /// Unmounts everything, whoever is in it. What is on record stays on record.
@@ -202,6 +210,18 @@ impl Worktrees {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Slot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a session that was taken from sight ends within [`ENDING`]: nobody is in it then.
+fn ends(mounted: &Mounted) -> bool {
+    let start = Instant::now();
+    while mounted.is_alive() {
+        if start.elapsed() >= ENDING {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
 }
 
 fn busy(dir: &Path) -> Failure {

@@ -16,6 +16,7 @@
 mod append;
 mod batch;
 mod cache;
+mod claim;
 #[cfg(test)]
 mod crash_tests;
 mod database;
@@ -38,6 +39,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 pub use batch::Batch;
+pub(crate) use claim::Claim;
+use claim::Claims;
 pub use records::{Branch, Repository, WorktreeRecord};
 pub use writer::{Session, WriteItem, Writer};
 
@@ -149,6 +152,7 @@ pub struct Store {
     nodes: NodeCache,
     /// The last number that a branch was given.
     last_branch: AtomicU64,
+    claims: Arc<Claims>,
 }
 
 /// What batches, readers and the background writer share.
@@ -197,12 +201,26 @@ impl Store {
         let known = core.scan_sealed(Table::Branches, b"", Branch::decode).unwrap_or_default();
         let highest = known.iter().map(|branch| branch.number.0).max();
         let last_branch = AtomicU64::new(highest.unwrap_or_default());
-        Ok(Arc::new(Self { writer, core, nodes: NodeCache::default(), last_branch }))
+        Ok(Arc::new(Self {
+            writer,
+            core,
+            nodes: NodeCache::default(),
+            last_branch,
+            claims: Arc::default(),
+        }))
     }
 
     /// The directory of the store.
     pub fn dir(&self) -> &Path {
         &self.core.dir
+    }
+
+    /// Takes branch `branch` for one who writes its outbox, until the claim is dropped.
+    ///
+    /// # Errors
+    /// [`Error::BranchInUse`] while somebody else has it.
+    pub(crate) fn claim(&self, branch: crate::BranchNumber) -> Result<Claim> {
+        Claims::take(&self.claims, branch).ok_or(Error::BranchInUse(branch))
     }
 
     /// The directory objects in memory.

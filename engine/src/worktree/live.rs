@@ -20,11 +20,13 @@ use crate::id::{BranchNumber, Ino, Sequence};
 use crate::outbox::{Outbox, OutboxCounters};
 use crate::overlay::Overlay;
 use crate::storage::Storage;
-use crate::store::Store;
+use crate::store::{Claim, Store};
 
 /// The writable part of a worktree.
 pub(super) struct Live {
     pub(super) branch: BranchNumber,
+    /// Keeps others from the outbox.
+    _claim: Claim,
     pub(super) outbox: Arc<Outbox>,
     overlay: RwLock<Overlay>,
     /// Held by the one change that is being made; the buffer is for its record.
@@ -69,7 +71,7 @@ impl Live {
     /// Opens branch `branch`, whose outbox is in the directory `outbox` of `storage`.
     ///
     /// # Errors
-    /// What reading the store and the outbox meets.
+    /// [`crate::Error::BranchInUse`], and what reading the store and the outbox meets.
     pub(super) fn open(
         base: &Base,
         store: &Store,
@@ -77,6 +79,7 @@ impl Live {
         storage: Arc<dyn Storage>,
         outbox: &Path,
     ) -> Result<Self> {
+        let claim = store.claim(branch)?;
         let (mut overlay, drained) = store.overlay(branch)?;
         let outbox = Outbox::open(storage, outbox, drained, &mut |record| {
             overlay.replay(record.head, record.body, record.body_len)
@@ -87,6 +90,7 @@ impl Live {
         }
         Ok(Self {
             branch,
+            _claim: claim,
             outbox,
             dirty: AtomicBool::new(overlay.is_dirty()),
             on_dirty: OnceLock::new(),

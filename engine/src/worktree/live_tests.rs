@@ -243,6 +243,18 @@ fn links_are_counted() {
 }
 
 #[test]
+fn a_branch_is_written_by_one_at_a_time() {
+    let fixture = Fixture::new();
+    let store = fixture.clean.contents.store();
+    assert!(matches!(store.claim(BRANCH), Err(Error::BranchInUse(BRANCH))));
+    let free = store.claim(BranchNumber(4)).unwrap();
+    assert!(matches!(store.claim(BranchNumber(4)), Err(Error::BranchInUse(_))));
+    drop(free);
+    store.claim(BranchNumber(4)).unwrap();
+    fixture.restart();
+}
+
+#[test]
 fn a_file_may_begin_without_a_name() {
     let fixture = Fixture::new();
     let dir = fixture.create(ROOT, Ino::ROOT, b"d", 0o2755, NewNode::Directory).unwrap();

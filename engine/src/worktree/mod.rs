@@ -215,7 +215,8 @@ impl Worktree {
     /// from the store of `contents` and from the branch's outbox, a directory on `storage`.
     ///
     /// # Errors
-    /// What reading the two meets: a damaged one is no worktree.
+    /// [`Error::BranchInUse`] while another one of the branch lives, and what reading the two meets: a
+    /// damaged one is no worktree.
     pub fn writable(
         base: Arc<Base>,
         contents: Arc<Contents>,
