@@ -277,6 +277,7 @@ fn a_sync_that_does_nothing_is_noticed() {
         let verdict =
             runner.run(&steps(), |steps| check(&steps, Some(ignored)).map_err(TestCaseError::fail));
         let error = verdict.expect_err("it passes with a sync that does nothing").to_string();
-        assert!(error.contains("are lost"), "{error}");
+        // Where something else that was written states it, what is lost is damage already.
+        assert!(error.contains("are lost") || error.contains("was durable"), "{error}");
     }
 }
