@@ -29,6 +29,8 @@ pub const DELTA_CACHE_BYTES: usize = 2 << 20;
 pub const INDEX_HELD_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of tree objects that a walk keeps while their subtrees are walked; others are read twice.
 pub const WALK_HELD_BYTES_MAX: u64 = 32 << 20;
+/// How deep alternates of alternates are followed, as git has it.
+pub const ALTERNATES_DEPTH_MAX: usize = 5;
 /// Most tags between a revision and its commit.
 pub const TAG_CHAIN_MAX: usize = 64;
 /// How often an object that replaces another may be replaced itself, the first time included, before

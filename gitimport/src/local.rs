@@ -10,13 +10,18 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use agentfs_engine::progress::{Cancel, Phase, Progress};
-use gix::bstr::ByteSlice;
+use agentfs_engine::{GitOid, HashKind};
+use gix::ObjectId;
+use gix::bstr::{BString, ByteSlice};
 use gix::refs::TargetRef;
 
 use crate::error::{Error, Result};
 use crate::fetch::CloneOptions;
 use crate::layout::{Head, Layout, Reference};
+use crate::limits::{TAG_CHAIN_MAX, WHOLE_OBJECT_BYTES_MAX};
 use crate::locate;
+use crate::object::{Kind, from_gix, to_gix_kind};
+use crate::odb::{Odb, Reader, alternates};
 
 /// Scans of the source's objects before giving up on a repository that is repacked all the time.
 const SCANS_MAX: u32 = 100;
@@ -41,13 +46,25 @@ pub(crate) fn clone(
     if hides_references(&source) {
         return Ok(false);
     }
+    let hash = match source.object_hash() {
+        gix::hash::Kind::Sha256 => HashKind::Sha256,
+        _ => HashKind::Sha1,
+    };
+    let mut reader = Odb::open(&common_dir.join("objects"), hash)?.reader();
     // References first: what they name is there when the objects are linked.
     let layout = Layout {
         url,
         hash: source.object_hash(),
         head: head_of(&source)?,
-        references: references_of(&source, options.rev.as_deref())?,
+        references: references_of(&source, &mut reader, options.rev.as_deref())?,
     };
+    if let Some(Head::Symbolic { target, .. }) = &layout.head {
+        refuse_lost(&source, &mut reader, target, &layout.references)?;
+    }
+    if let Some(branch) = &options.branch {
+        let name = format!("refs/heads/{branch}").into();
+        refuse_lost(&source, &mut reader, &name, &layout.references)?;
+    }
     layout.create(into, options.branch.as_deref())?;
     progress.begin(Phase::Fetch, None, None);
     let linked =
@@ -86,14 +103,18 @@ fn head_of(source: &gix::Repository) -> Result<Option<Head>> {
 
 /// The branches and tags of `source`, and the reference `rev` if it is the full name of another.
 /// Broken ones are left out, as git does.
-fn references_of(source: &gix::Repository, rev: Option<&str>) -> Result<Vec<Reference>> {
+fn references_of(
+    source: &gix::Repository,
+    reader: &mut Reader,
+    rev: Option<&str>,
+) -> Result<Vec<Reference>> {
     const ACTION: &str = "list the references";
     let failed = |error| git_error(source, ACTION, error);
     let all = source.references().map_err(failed)?;
     let mut found = Vec::new();
     for prefix in ["refs/heads/", "refs/tags/"] {
         for reference in all.prefixed(prefix).map_err(failed)? {
-            match reference.map(|reference| resolve(source, reference.inner)) {
+            match reference.map(|reference| resolve(source, reader, reference.inner)) {
                 Ok(Some(reference)) => found.push(reference),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "a broken reference is left out"),
@@ -104,16 +125,37 @@ fn references_of(source: &gix::Repository, rev: Option<&str>) -> Result<Vec<Refe
         && rev.starts_with("refs/")
         && let Ok(Some(reference)) = source.try_find_reference(rev)
     {
-        found.extend(resolve(source, reference.inner));
+        found.extend(resolve(source, reader, reference.inner));
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     found.dedup_by(|a, b| a.name == b.name);
     Ok(found)
 }
 
+/// Makes sure that the reference `name`, where the clone is to start, was not left out because what it
+/// names is damaged: without it the clone would look like one of an empty repository.
+fn refuse_lost(
+    source: &gix::Repository,
+    reader: &mut Reader,
+    name: &BString,
+    found: &[Reference],
+) -> Result<()> {
+    if found.iter().any(|reference| reference.name == *name) {
+        return Ok(());
+    }
+    let Ok(Some(reference)) = source.try_find_reference(name.as_bstr()) else { return Ok(()) };
+    let Some(oid) = reference.try_id().and_then(|id| from_gix(&id)) else { return Ok(()) };
+    reader.read_any(&oid, WHOLE_OBJECT_BYTES_MAX, &mut Vec::new())?;
+    Err(Error::corrupt(&oid, format!("{name} leads to it, and what it tags cannot be read")))
+}
+
 /// Follows a symbolic reference to an object and an annotated tag to what it tags; `None` if there
 /// is no such object.
-fn resolve(source: &gix::Repository, reference: gix::refs::Reference) -> Option<Reference> {
+fn resolve(
+    source: &gix::Repository,
+    reader: &mut Reader,
+    reference: gix::refs::Reference,
+) -> Option<Reference> {
     let name = reference.name.as_bstr().to_owned();
     let broken = |error: &dyn std::fmt::Display| {
         tracing::warn!(reference = %name, %error, "a broken reference is left out");
@@ -127,18 +169,33 @@ fn resolve(source: &gix::Repository, reference: gix::refs::Reference) -> Option<
             followed.map_err(|error| broken(&error)).ok()?
         }
     };
-    let header = source.find_header(id).map_err(|error| broken(&error)).ok()?;
+    let oid = from_gix(&id)?;
+    let (kind, _) = reader.header(&oid).map_err(|error| broken(&error)).ok()?;
     let mut peeled = None;
-    if header.kind() == gix::object::Kind::Tag {
+    if kind == Kind::Tag {
         peeled = match reference.peeled {
             Some(peeled) if peeled != id => Some(peeled),
-            _ => {
-                let tagged = source.find_object(id).and_then(gix::Object::peel_tags_to_end);
-                Some(tagged.map_err(|error| broken(&error)).ok()?.id)
-            }
+            _ => Some(tagged_by(reader, oid).map_err(|error| broken(&error)).ok()?),
         };
     }
     Some(Reference { name, id, peeled })
+}
+
+/// What the tag `id` tags in the end.
+fn tagged_by(reader: &mut Reader, id: GitOid) -> Result<ObjectId> {
+    let (mut at, mut bytes) = (id, Vec::new());
+    for _ in 0..TAG_CHAIN_MAX {
+        if reader.header(&at)?.0 != Kind::Tag {
+            return Ok(ObjectId::from_bytes_or_panic(at.as_bytes()));
+        }
+        reader.read(&at, Kind::Tag, WHOLE_OBJECT_BYTES_MAX, &mut bytes)?;
+        at = gix::objs::TagRefIter::from_bytes(&bytes, to_gix_kind(at.kind()))
+            .target_id()
+            .ok()
+            .and_then(|target| from_gix(&target))
+            .ok_or_else(|| Error::corrupt(&at, "the tag does not name an object"))?;
+    }
+    Err(Error::corrupt(&id, format!("more than {TAG_CHAIN_MAX} tags of tags")))
 }
 
 fn copy_if_there(from: &Path, to: &Path) -> Result<()> {
@@ -210,13 +267,16 @@ impl Objects<'_> {
 
     /// The clone needs the alternates of its source; relative ones are relative to the source.
     fn copy_alternates(&self, relative: &Path) -> Result<()> {
-        let path = self.from.join(relative);
-        let content = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
         let mut copied = Vec::new();
-        for line in content.lines().filter(|line| !line.is_empty() && line[0] != b'#') {
-            let objects = self.from.join(gix::path::from_bstr(line.as_bstr()).unwrap_or_default());
-            let objects = objects.canonicalize().unwrap_or(objects);
-            copied.extend_from_slice(&gix::path::into_bstr(objects).unwrap_or_default());
+        for objects in alternates::listed(&self.from)? {
+            let objects = objects.canonicalize().unwrap_or(objects).into_os_string();
+            let objects = objects.into_encoded_bytes();
+            // What git would take for quotes, a comment or the end of a path.
+            if objects.starts_with(b"\"") || objects.starts_with(b"#") || objects.contains(&b'\n') {
+                copied.extend_from_slice(&gix::quote::ansi_c::quote(objects.as_bstr()));
+            } else {
+                copied.extend_from_slice(&objects);
+            }
             copied.push(b'\n');
         }
         let to = self.to.join(relative);
@@ -363,6 +423,18 @@ mod tests {
         commit(&sandbox.path("shared"), "own", b"own");
         same_as_git(&sandbox, &sandbox.path("shared"), None);
 
+        // Of another one that has alternates itself.
+        git(&top, &["clone", "-q", "--shared", "shared", "nested"]);
+        let alternates = sandbox.path("nested/.git/objects/info/alternates");
+        std::fs::write(alternates, "../../../shared/.git/objects\n").unwrap();
+        commit(&sandbox.path("nested"), "more", b"more");
+        let ours = same_as_git(&sandbox, &sandbox.path("nested"), None);
+        let reader = &mut crate::repository::Repository::open(&ours).unwrap().odb().reader();
+        for commit in git(&ours, &["rev-list", "HEAD"]).lines() {
+            let id = crate::object::from_gix(&gix::ObjectId::from_hex(commit.as_bytes()).unwrap());
+            assert!(reader.header(&id.unwrap()).is_ok(), "{commit}");
+        }
+
         let url = format!("file://{}", source.display());
         git(&top, &["clone", "-q", "--depth=1", "--no-single-branch", &url, "shallow"]);
         same_as_git(&sandbox, &sandbox.path("shallow"), None);
@@ -405,6 +477,25 @@ mod tests {
             assert!(!names.contains(broken), "{names}");
         }
         git(&ours, &["fsck"]);
+    }
+
+    #[test]
+    fn a_damaged_start_is_named_and_not_taken_for_an_empty_repository() {
+        for branch in [None, Some("main")] {
+            for damage in ["gone", "garbled"] {
+                let sandbox = Sandbox::new();
+                let source = sandbox.repository("source");
+                let id = git(&source, &["rev-parse", "HEAD"]);
+                let object = source.join(format!(".git/objects/{}/{}", &id[..2], &id[2..]));
+                std::fs::remove_file(&object).unwrap();
+                if damage == "garbled" {
+                    std::fs::write(&object, "no object").unwrap();
+                }
+                let error = clone(&source, &sandbox.path("ours"), branch).unwrap_err();
+                assert!(error.is_corruption() && error.to_string().contains(&id), "{error}");
+                assert!(!sandbox.path("ours").exists());
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! compared with limits before memory is taken for them, and where one copy of an object is damaged
 //! another one is looked for, as git does. Nothing is mapped into memory.
 
+pub(crate) mod alternates;
 mod cache;
 mod delta;
 mod file;
@@ -52,15 +53,7 @@ impl Odb {
     /// [`Error::CorruptFile`] naming a damaged pack index or list of alternates, [`Error::Io`].
     pub fn open(objects: &Path, hash: HashKind) -> Result<Arc<Self>> {
         let mut dirs = vec![objects.to_owned()];
-        // Alternates that are relative are so to the object directory, which is absolute or not.
-        let current =
-            std::env::current_dir().map_err(|error| Error::io("find", Path::new("."), error))?;
-        let alternates =
-            gix::odb::alternate::resolve(objects.to_owned(), &current).map_err(|error| {
-                let path = objects.join("info/alternates");
-                Error::CorruptFile { path, why: error.to_string() }
-            })?;
-        dirs.extend(alternates);
+        dirs.extend(alternates::of(objects)?);
         let empty_tree = object_id(hash, Kind::Tree, b"")
             .map_err(|why| Error::CorruptFile { path: objects.to_owned(), why })?;
         let packs = scan(&dirs, hash, &[])?.into();
