@@ -207,11 +207,34 @@ fn a_store_of_another_version_is_refused_by_name() {
     store.ok(&["daemon", "start"]);
     store.ok(&["daemon", "stop"]);
     let format = store.home().join("format");
-    let mut bytes = fs::read(&format).unwrap();
-    let version = bytes.len() - 8;
-    bytes[version] ^= 0x55;
-    fs::write(&format, bytes).unwrap();
-    let refused = store.run(&["ps"]);
-    assert!([5, 6].contains(&refused.code), "{}: {}", refused.code, refused.stderr);
-    assert!(refused.stderr.contains("hint:"), "{}", refused.stderr);
+    let written = fs::read_to_string(&format).unwrap();
+    let before = tree::read(store.home());
+    let source = fixture::codex().display().to_string();
+    let clone = ["clone", "--no-mount", &source];
+    let commands: [&[&str]; 3] = [&["ps"], &["daemon", "start"], &clone];
+    // Each bit of it, and the version after ours.
+    let mut wrong = vec![(6, b"agentfs store 999\n".to_vec())];
+    for at in 0..written.len() {
+        let mut bytes = written.clone().into_bytes();
+        bytes[at] ^= 0x40;
+        wrong.push((5, bytes));
+    }
+    for (code, text) in wrong {
+        fs::write(&format, &text).unwrap();
+        for args in if code == 6 { &commands[..] } else { &commands[..1] } {
+            let said = store.fails(code, args);
+            assert!(said.contains("hint:"), "{args:?}: {said}");
+            let names = if code == 6 { "999" } else { "format" };
+            assert!(said.contains(names), "{args:?}: {said}");
+        }
+        assert_eq!(fs::read(&format).unwrap(), text, "it is left as it is");
+    }
+    fs::write(&format, written).unwrap();
+    let mut after = tree::read(store.home());
+    after.retain(|path, _| before.contains_key(path));
+    let own = |path: &Path| path.to_string_lossy().starts_with("daemon.");
+    for (path, entry) in before.iter().filter(|(path, _)| !own(path)) {
+        assert_eq!(after.get(path), Some(entry), "{}", path.display());
+    }
+    store.ok(&["ps"]);
 }

@@ -133,6 +133,67 @@ fn a_store_that_cannot_be_written_is_told() {
     mounts::detach_all(&medium);
 }
 
+#[test]
+fn a_store_that_can_no_longer_be_written_is_told_and_works_when_it_can() {
+    if !fuse_available() || !mounts::is_root() {
+        return;
+    }
+    let mut store = TestStore::new();
+    let source = source(&store);
+    medium(&mut store, "rw,size=16m");
+    let dir = store.clone(source.dir(), "worktree");
+    store.ok(&["daemon", "stop"]);
+    medium(&mut store, "ro");
+    let before = tree::read(store.home());
+    let new = store.path_text("new");
+    let dir = text(&dir);
+    let commands: [&[&str]; 5] = [
+        &["ps"],
+        &["clone", &text(source.dir()), &new],
+        &["attach", &text(source.dir())],
+        &["mount", "source@main", &new],
+        &["umount", &dir],
+    ];
+    for args in commands {
+        let said = store.fails(6, args);
+        assert!(said.contains("Read-only"), "{args:?}: {said}");
+        assert!(said.contains("hint:") && said.contains("AGENTFS_HOME"), "{args:?}: {said}");
+    }
+    assert_eq!(tree::read(store.home()), before);
+    assert!(!Path::new(&new).exists());
+    assert_eq!(store.daemon(), None);
+    medium(&mut store, "rw");
+    store.ok(&["ps"]);
+    assert_eq!(fs::read_to_string(Path::new(&dir).join("a")).unwrap(), "one");
+    store.ok(&["fsck"]);
+}
+
+#[test]
+fn a_directory_in_a_worktree_of_another_store_is_refused() {
+    if !fuse_available() {
+        return;
+    }
+    let (other, store) = (TestStore::new(), TestStore::new());
+    let taken = other.clone(source(&other).dir(), "worktree");
+    let source = text(source(&store).dir());
+    store.ok(&["clone", "--no-mount", "--wait", &source]);
+    let before = snapshot(&store);
+    let inside = text(&taken.join("sub"));
+    let commands: [&[&str]; 3] = [
+        &["clone", &source, &text(&taken)],
+        &["clone", &source, &inside],
+        &["mount", "source@main", &inside],
+    ];
+    for args in commands {
+        let said = store.fails(4, args);
+        assert!(said.contains(&text(&taken)) && said.contains("hint:"), "{args:?}: {said}");
+    }
+    assert_eq!(snapshot(&store), before);
+    assert!(!Path::new(&inside).exists());
+    assert_eq!(git(&taken, &["status", "--porcelain"]), "");
+    store.ok(&["fsck"]);
+}
+
 /// A repository with three million bytes that cannot be compressed.
 fn noise(store: &TestStore) -> fixture::Builder {
     let large = fixture::Builder::new(&store.path("large"));

@@ -241,7 +241,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
     do_GET = do_POST = serve
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+if len(sys.argv) > 3:
+    import ssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sys.argv[3], sys.argv[4])
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
 "#;
 
 #[test]
@@ -272,6 +278,80 @@ fn http_urls_with_the_credentials_of_the_user() {
     let mut child = clone_in_process(&url, &sandbox.path("refused"));
     child.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_TERMINAL_PROMPT", "0");
     assert!(!child.stderr(Stdio::null()).status().unwrap().success());
+}
+
+#[test]
+fn https_urls_with_the_certificates_of_the_user() {
+    let sandbox = Sandbox::new();
+    let source = rich(&sandbox);
+    let (key, certificate) = (sandbox.path("key"), sandbox.path("certificate"));
+    let mut openssl = Command::new("openssl");
+    openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=x"]);
+    openssl.args(["-addext", "subjectAltName=IP:127.0.0.1", "-keyout"]).arg(&key);
+    openssl.arg("-out").arg(&certificate).stderr(Stdio::null());
+    if !openssl.status().is_ok_and(|status| status.success()) {
+        return skip("there is no openssl");
+    }
+    if Command::new("python3").arg("--version").output().is_err() {
+        return skip("there is no python3");
+    }
+    let port = free_port();
+    let mut python = Command::new("python3");
+    python.args(["-c", HTTP, &port.to_string()]).arg(sandbox.path("")).args([&certificate, &key]);
+    let _server = serve(python.stderr(Stdio::null()), port);
+    let url = format!("https://user:secret@127.0.0.1:{port}/rich/.git");
+    let into = sandbox.path("ours");
+    let mut child = clone_in_process(&url, &into);
+    assert!(child.env("GIT_SSL_CAINFO", &certificate).status().unwrap().success());
+    let known = git(&source, &["rev-parse", "HEAD"]);
+    assert_eq!(git(&into, &["rev-parse", "HEAD"]), known);
+    git(&into, &["fsck"]);
+    // One that nobody vouches for.
+    let mut child = clone_in_process(&url, &sandbox.path("refused"));
+    assert!(!child.stderr(Stdio::null()).status().unwrap().success());
+    assert!(!sandbox.path("refused").exists());
+}
+
+/// The user's `url.*.insteadOf` holds for each way in which a source can be named.
+#[test]
+fn addresses_that_the_user_has_rewritten() {
+    let sandbox = Sandbox::new();
+    let source = rich(&sandbox);
+    let bundle = sandbox.path("all.bundle");
+    git(&source, &["bundle", "create", "-q", bundle.to_str().unwrap(), "--all"]);
+    let top = sandbox.path("");
+    let configuration = sandbox.path("configuration");
+    let rewrite = |from: &str, to: &str| {
+        let key = format!("url.{to}.insteadOf");
+        git(&top, &["config", "--file", configuration.to_str().unwrap(), "--add", &key, from]);
+    };
+    rewrite("short:", &format!("file://{}/", top.display()));
+    rewrite("https://host.invalid/", &format!("file://{}/", top.display()));
+    rewrite("plain:", &format!("{}/", top.display()));
+    for url in [
+        "short:rich",
+        "https://host.invalid/rich",
+        "plain:rich",
+        "plain:all.bundle",
+        "ssh://not/rewritten",
+    ] {
+        let (ours, theirs) = (sandbox.path("ours"), sandbox.path("theirs"));
+        for path in [&ours, &theirs] {
+            let _ = std::fs::remove_dir_all(path);
+        }
+        let mut commands = [
+            clone_in_process(url, &ours),
+            command(&top, &["clone", "-q", "--no-checkout", url, theirs.to_str().unwrap()]),
+        ];
+        let done = commands.each_mut().map(|command| {
+            command.env("GIT_CONFIG_GLOBAL", &configuration).env("GIT_SSH_COMMAND", "false");
+            command.stderr(Stdio::null()).status().unwrap().success()
+        });
+        assert_eq!(done, [!url.starts_with("ssh"); 2], "{url}");
+        if done[0] {
+            assert_eq!(described(&ours), described(&theirs.join(".git")), "{url}");
+        }
+    }
 }
 
 #[test]

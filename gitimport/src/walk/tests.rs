@@ -219,6 +219,20 @@ fn the_same_names_are_refused_as_by_git_fsck() {
             }
         }
     }
+    // Every code point that HFS+ might ignore, and around them; every tail that NTFS might.
+    for point in ('\u{1ff0}'..'\u{2080}').chain(['\u{fefe}', '\u{feff}', '\u{ff00}', '\u{61c}']) {
+        for name in [format!(".g{point}it"), format!("{point}.git"), format!(".git{point}")] {
+            names.insert(name.into_bytes());
+        }
+        names.insert(format!(".gitmod{point}ules").into_bytes());
+    }
+    for name in [".git", "git~1", "git~2", ".gitmodules", "gitmod~1", "gi7eba~1", "gi7e~123"] {
+        for tail in ["::$INDEX_ALLOCATION", ":$DATA", " . .", "...", " x", "\\..\\x", "\\", "/x"] {
+            for head in ["", "\\", "a\\", "a\\b\\", ".\\", "..\\", "a/"] {
+                names.insert(format!("{head}{name}{tail}").into_bytes());
+            }
+        }
+    }
     for (number, name) in names.iter().enumerate() {
         let link =
             number % 3 == 0 || name.windows(4).any(|part| part.eq_ignore_ascii_case(b"modu"));
