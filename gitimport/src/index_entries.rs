@@ -145,7 +145,7 @@ mod tests {
     fn names(bytes: &[u8]) -> Result<Vec<(String, bool)>, String> {
         let mut names = Vec::new();
         each(&bytes[..bytes.len().saturating_sub(20)], HashKind::Sha1, |entry| {
-            names.push((String::from_utf8(entry.path).unwrap(), entry.plain));
+            names.push((String::from_utf8_lossy(&entry.path).into_owned(), entry.plain));
         })?;
         Ok(names)
     }
