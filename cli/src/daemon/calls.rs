@@ -326,7 +326,8 @@ fn close(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
             batch.put_branch(&Branch { git_dir: Some(git_dir.clone()), ..branch });
         }
         Some(branch) => {
-            batch.remove_overlay(branch.number)?;
+            batch.remove_head(branch.number);
+            batch.sweep_layers()?;
             outbox = Some(daemon.layout.outbox(branch.number));
             if branch.detached {
                 daemon.ingest.cancel(repository, name);

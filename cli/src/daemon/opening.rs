@@ -172,21 +172,9 @@ fn mount(
     record: &WorktreeRecord,
     fresh: bool,
 ) -> Result<(Arc<Worktree>, Mounted, bool)> {
-    let contents = repository.contents(branch.root_oid);
-    let store = Arc::clone(contents.store());
-    let base = Base::open(store, contents.source().cloned(), branch.root)?;
-    // Every file belongs to the user who runs the daemon.
-    let uid = rustix::process::geteuid().as_raw();
-    let gid = rustix::process::getegid().as_raw();
     let git_file = Some(gitdir::git_file(&record.git_dir));
-    let options = WorktreeOptions { uid, gid, time: branch.time, git_file };
-    let outbox = daemon.layout.outbox(branch.number);
-    let worktree = if record.read_only && !outbox.exists() {
-        Worktree::new(Arc::clone(&base), contents, options)
-    } else {
-        let (base, disk) = (Arc::clone(&base), Arc::new(Disk));
-        Worktree::writable(base, contents, options, branch.number, disk, &outbox)?
-    };
+    let worktree = worktree(daemon, repository, branch, git_file, record.read_only)?;
+    let base = Arc::clone(worktree.base());
     let options = MountOptions {
         read_only: record.read_only,
         allow_other: record.allow_other,
@@ -202,10 +190,40 @@ fn mount(
         }
         let Some(root_oid) = branch.root_oid.filter(|_| fresh) else { return Ok(()) };
         // An index has room for the low half of the device number.
+        let (uid, gid) = owner();
         let stat = IndexStat { time: branch.time, uid, gid, dev: mounted.dev() as u32 };
         write_index(&base, &stat, root_oid, &record.git_dir.join("index"))
     })?;
     Ok((worktree, mounted, at_once))
+}
+
+/// A branch as files. One that is to be `read_only` and has no changes gets no outbox.
+///
+/// # Errors
+/// What reading the store and the outbox meets.
+pub fn worktree(
+    daemon: &Daemon,
+    repository: &OpenRepository,
+    branch: &Branch,
+    git_file: Option<Vec<u8>>,
+    read_only: bool,
+) -> Result<Arc<Worktree>> {
+    let contents = repository.contents(branch.root_oid);
+    let store = Arc::clone(contents.store());
+    let base = Base::open(store, contents.source().cloned(), branch.root)?;
+    let (uid, gid) = owner();
+    let options = WorktreeOptions { uid, gid, time: branch.time, git_file };
+    let outbox = daemon.layout.outbox(branch.number);
+    if read_only && !outbox.exists() {
+        return Ok(Worktree::new(base, contents, options));
+    }
+    let disk = Arc::new(Disk);
+    Ok(Worktree::writable(base, contents, options, branch.number, disk, &outbox)?)
+}
+
+/// User and group of every file: those who run the daemon.
+fn owner() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
 }
 
 /// Makes the git directory of a worktree at `dir`, still without an index.

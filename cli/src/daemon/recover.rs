@@ -1,7 +1,7 @@
 //! What a daemon does before it serves: it removes what a former one has left half-made, and mounts
 //! again what was mounted.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,6 +29,7 @@ const DYING_LIMIT: Duration = Duration::from_secs(2);
 pub fn recover(daemon: &Daemon) -> Result<()> {
     incoming::sweep(&daemon.layout);
     note::sweep(&daemon.layout, &daemon.store)?;
+    settle(daemon)?;
     sweep_outboxes(daemon)?;
     for record in daemon.store.worktrees()? {
         if let Err(failure) = remount(daemon, &record) {
@@ -37,6 +38,31 @@ pub fn recover(daemon: &Daemon) -> Result<()> {
             daemon.worktrees.fill(&record.dir, down);
         }
     }
+    Ok(())
+}
+
+/// Drains what branches and snapshots stand on that are not mounted yet, and removes those that stand on
+/// what a crash of the machine has taken.
+fn settle(daemon: &Daemon) -> Result<()> {
+    let mut done = BTreeSet::new();
+    while let Some(number) = daemon.store.next_to_drain(&done)? {
+        done.insert(number);
+        let branches = daemon.store.branches()?;
+        let Some(branch) = branches.iter().find(|branch| branch.number == number) else { continue };
+        let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
+        let worktree = opening::worktree(daemon, &repository, branch, None, false)?;
+        worktree.drain()?;
+    }
+    let mut batch = daemon.store.batch()?;
+    let lost = batch.remove_lost()?;
+    for branch in daemon.store.branches()?.iter().filter(|branch| lost.contains(&branch.number)) {
+        warn!(
+            "branch {}@{} is gone: what it began with was lost with the machine",
+            branch.repository, branch.name
+        );
+        batch.remove_branch(&branch.repository, &branch.name);
+    }
+    batch.commit()?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 use super::extents::Source;
 use super::inode::Inode;
 use crate::fields::Fields;
-use crate::id::{ChunkId, Ino};
+use crate::id::{ChunkId, Ino, LayerNumber};
 use crate::limits::{NAME_BYTES_MAX, SYMLINK_BYTES_MAX, XATTR_BYTES_MAX};
 
 /// How one thing is from now on.
@@ -72,6 +72,9 @@ pub enum Put<'a> {
     },
     /// An inode is gone, with everything in it.
     Forget(Ino),
+    /// What follows goes into this layer; the one before it is sealed. A record says nothing else
+    /// beside it.
+    Seal(LayerNumber),
 }
 
 const INODE: u8 = 1;
@@ -84,6 +87,7 @@ const DATA: u8 = 7;
 const HOLE: u8 = 8;
 const SHARE: u8 = 9;
 const FORGET: u8 = 10;
+const SEAL: u8 = 11;
 
 const SOURCE_CHUNK: u8 = 1;
 const SOURCE_BASE: u8 = 2;
@@ -139,6 +143,7 @@ impl<'a> Put<'a> {
                 encode_source(source, out);
             }
             Self::Forget(ino) => start(FORGET, ino),
+            Self::Seal(layer) => start(SEAL, &Ino(layer.0)),
         }
     }
 
@@ -177,6 +182,7 @@ impl<'a> Put<'a> {
                 Self::Share { ino, offset, len, source: decode_source(fields)? }
             }
             FORGET => Self::Forget(ino),
+            SEAL => Self::Seal(LayerNumber(ino.0)),
             _ => return None,
         })
     }
