@@ -54,15 +54,22 @@ fn a_warm_pass_over_all_files_sends_no_message() {
     // Where a page or a listing had to be read, the kernel asks once for the time of the last access.
     pass();
     assert_eq!(git(&mounted, &["status", "--porcelain"]), "");
-    let before = store.counters(&mounted);
-    pass();
-    assert_eq!(git(&mounted, &["status", "--porcelain"]), "");
-    let after = store.counters(&mounted);
-    // git looks for missing files of its own now and then; a pass over what is there sends nothing.
-    for (name, count) in &after {
-        let sent = count - before[name];
-        assert!(sent == 0 || name == "forget", "{sent} messages: {name}");
+    // The kernel may take pages back at any time, and does so on a busy machine. Five times in a row it
+    // does not.
+    let mut sent = Vec::new();
+    for _ in 0..5 {
+        let before = store.counters(&mounted);
+        pass();
+        assert_eq!(git(&mounted, &["status", "--porcelain"]), "");
+        // git looks for missing files of its own now and then; a pass over what is there sends nothing.
+        let after = store.counters(&mounted);
+        sent = after.into_iter().map(|(name, count)| (count - before[&name], name)).collect();
+        sent.retain(|(count, name)| *count > 0 && name != "forget");
+        if sent.is_empty() {
+            return;
+        }
     }
+    panic!("messages of a warm pass: {sent:?}");
 }
 
 #[test]
