@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agentfs_engine::store::{Branch, WorktreeRecord};
 use agentfs_engine::worktree::Worktree;
@@ -169,7 +169,7 @@ impl Worktrees {
                     reservation.fill(Slot::Up(up));
                     return Err(error.into());
                 }
-                lives = lazy && !ends(&up.mounted);
+                lives = lazy && !up.mounted.ended_within(ENDING);
                 (up.record.clone(), up.note.is_none(), Some(Arc::clone(&up.worktree)))
             }
             Slot::Down(record, _) => (record, true, None),
@@ -210,18 +210,6 @@ impl Worktrees {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Slot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether a session that was taken from sight ends within [`ENDING`]: nobody is in it then.
-fn ends(mounted: &Mounted) -> bool {
-    let start = Instant::now();
-    while mounted.is_alive() {
-        if start.elapsed() >= ENDING {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    true
 }
 
 fn busy(dir: &Path) -> Failure {
