@@ -240,7 +240,7 @@ impl Checker<'_> {
             bytes.resize(place.raw_len as usize, 0);
             decode_verified(object, &place, stored, decoder, bytes)?;
             if !intact {
-                self.find(Finding::BadRecord { what: format!("{object} {}", place.at) });
+                self.find(Finding::BadRecord { object: *object, at: place.at.to_string() });
             }
             Ok(())
         })?;

@@ -40,6 +40,8 @@ pub enum Step {
     Content(ContentId),
     /// Store a chunk anew.
     Chunk(ChunkId),
+    /// Write a whole object to a record of its own again.
+    Record(Object),
     /// State the highest number that an inode of a branch has: without that, its rows cannot be read.
     Highest {
         /// The branch.
@@ -78,6 +80,7 @@ impl fmt::Display for Step {
             Self::Tree(id) => write!(f, "rebuild tree {id} from git"),
             Self::Content(id) => write!(f, "rebuild content {id} from git"),
             Self::Chunk(id) => write!(f, "rebuild chunk {id} from git or an outbox"),
+            Self::Record(object) => write!(f, "write the record of {object} anew"),
             Self::Links { branch, ino, stated, links } => {
                 write!(
                     f,
@@ -111,6 +114,7 @@ fn step_for(finding: &Finding) -> Option<Step> {
         Finding::MissingChunk { chunk, .. } | Finding::LostBytes { chunk, .. } => {
             Step::Chunk(*chunk)
         }
+        Finding::BadRecord { object, .. } => Step::Record(*object),
         Finding::WrongLinks { branch, ino, stated, found } => {
             Step::Links { branch: branch.clone(), ino: *ino, stated: *stated, links: *found }
         }
@@ -188,6 +192,12 @@ impl Repair<'_> {
                 true => Ok(()),
                 false => Err(Error::MissingContent(*id)),
             },
+            Step::Record(object) => {
+                let bytes = self.store.core().load(object)?;
+                let mut batch = self.store.batch()?;
+                batch.rewrite(*object, &bytes)?;
+                batch.commit()
+            }
             Step::Links { branch, ino, stated, links } => {
                 let branch = self.closed(branch)?;
                 let (overlay, _) = self.store.overlay(branch.number)?;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, Ino, Sequence, TreeId};
+use crate::store::Object;
 
 /// One thing that is wrong with a store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,8 +40,10 @@ pub enum Finding {
     /// A record's checksum is wrong although its chunk or tree is whole: the table of places could
     /// not be rebuilt from it.
     BadRecord {
-        /// What it holds, and where it lies.
-        what: String,
+        /// What it holds.
+        object: Object,
+        /// Where it lies.
+        at: String,
     },
     /// A content names a chunk that is not stored.
     MissingChunk {
@@ -185,8 +188,11 @@ impl fmt::Display for Finding {
                 f.write_str(why)
             }
             Self::BadSegment { number, why } => write!(f, "segment {number}: {why}"),
-            Self::BadRecord { what } => {
-                write!(f, "the record of {what} has a wrong checksum; what it holds is whole")
+            Self::BadRecord { object, at } => {
+                write!(
+                    f,
+                    "the record of {object} {at} has a wrong checksum; what it holds is whole"
+                )
             }
             Self::MissingChunk { content, chunk } => {
                 write!(f, "chunk {chunk} of content {content} is missing")

@@ -1,5 +1,6 @@
 //! One thing is broken at a time, and the full set of findings is compared.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,10 +8,12 @@ use super::*;
 use crate::BranchNumber;
 use crate::content::Preparer;
 use crate::progress::Silent;
+use crate::repair::{Step, Surroundings, execute, plan};
 use crate::storage::Storage;
 use crate::store::{Batch, Repository};
 use crate::testing::FaultyStorage;
 use crate::tree::{EncodedTree, Entry, EntryKind, TreeBuilder};
+use crate::worktree::Contents;
 
 const DIR: &str = "/home/store";
 
@@ -254,10 +257,38 @@ fn every_flipped_byte_of_a_segment_is_found() {
     assert_eq!(run(&store).findings, []);
     let len = storage.contents(&segment(1)).unwrap().len();
     assert!(len > SEGMENT_HEADER_BYTES + 2 * RECORD_HEADER_BYTES + 1000, "both lie in the segment");
+    let mut whole = BTreeMap::new();
     for at in 0..len {
-        storage.tamper(&segment(1), |bytes| bytes[at] ^= 1 << (at % 8));
-        assert!(!run(&store).findings.is_empty(), "byte {at}");
-        storage.tamper(&segment(1), |bytes| bytes[at] ^= 1 << (at % 8));
+        let flip = move |bytes: &mut Vec<u8>| bytes[at] ^= 1 << (at % 8);
+        storage.tamper(&segment(1), flip);
+        let found = run(&store).findings;
+        assert!(!found.is_empty(), "byte {at}");
+        if let [Finding::BadRecord { object, .. }] = found.as_slice() {
+            whole.insert(*object, flip);
+        }
+        storage.tamper(&segment(1), flip);
+    }
+    // What is whole needs nobody to be written anew.
+    assert_eq!(whole.len(), 2, "the checksum of the chunk and of the tree");
+    whole.values().for_each(|flip| storage.tamper(&segment(1), flip));
+    let steps = plan(&run(&store).findings);
+    assert_eq!(steps, whole.keys().map(|object| Step::Record(*object)).collect::<Vec<_>>());
+    for taken in execute(&store, &steps, &Alone, &Cancel::default()).unwrap() {
+        assert_eq!(taken.outcome, Ok(()), "{}", taken.step);
+    }
+    assert_eq!(run(&store).findings, []);
+}
+
+/// Nobody from whom anything could be rebuilt.
+struct Alone;
+
+impl Surroundings for Alone {
+    fn contents(&self, _: &Branch) -> Option<Arc<Contents>> {
+        None
+    }
+
+    fn is_open(&self, _: &Branch) -> bool {
+        false
     }
 }
 

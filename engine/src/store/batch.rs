@@ -16,6 +16,7 @@ use super::{
     Branch, Core, Repository, Stored, WorktreeRecord, WriteState, count, read::empty_content,
 };
 use crate::content::{Encoding, PreparedChunk, PreparedContent, StreamedContent};
+use crate::encoding::Encoder;
 use crate::error::{Error, Result};
 use crate::id::GitOid;
 use crate::limits::{WRITER_BATCH_BYTES, WRITER_BATCH_PAYLOAD_BYTES};
@@ -170,6 +171,18 @@ impl<'s> Batch<'s> {
         self.trees_healed += 1;
         let object = Object::Tree(tree.subtree.id);
         self.put_object(object, Encoding::Raw, tree.bytes.len() as u32, &tree.bytes)
+    }
+
+    /// Writes an object that is whole to a new record; `bytes` are those that its id is the hash of.
+    ///
+    /// # Errors
+    /// What writing meets.
+    pub(crate) fn rewrite(&mut self, object: Object, bytes: &[u8]) -> Result<()> {
+        let (encoding, stored) = match object {
+            Object::Chunk(_) => Encoder::default().encode(bytes),
+            Object::Tree(_) => (Encoding::Raw, bytes.to_vec()),
+        };
+        self.put_object(object, encoding, bytes.len() as u32, &stored)
     }
 
     /// Records that git blob `oid` is the content `stored`, in both directions.

@@ -42,6 +42,7 @@ pub use batch::Batch;
 pub(crate) use claim::Claim;
 use claim::Claims;
 pub use records::{Branch, Repository, WorktreeRecord};
+pub use tables::Object;
 pub use writer::{Session, WriteItem, Writer};
 
 pub(crate) use database::Snapshot;
@@ -51,7 +52,7 @@ pub(crate) use read::{decode_verified, empty_content};
 pub(crate) use records::Record;
 pub(crate) use segment::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Segments, check_header};
 pub(crate) use tables::{
-    At, Extent, Object, Place, Table, content_key, corrupt_entry, decode_manifest, decode_stored,
+    At, Extent, Place, Table, content_key, corrupt_entry, decode_manifest, decode_stored,
     decode_subtree, oid_from_git_tree_key, oid_from_key, oid_key, unseal,
 };
 

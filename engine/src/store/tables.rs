@@ -83,9 +83,11 @@ pub(super) const META_FORMAT: &[u8] = b"format";
 pub(super) const META_TAIL: &[u8] = b"tail";
 
 /// A chunk or a tree: what segments hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Object {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// A chunk of a content.
     Chunk(ChunkId),
+    /// A directory object.
     Tree(TreeId),
 }
 
