@@ -3,8 +3,8 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    attach, branch, clone, completions, daemon, doctor, exec, fsck, mount, ps, stats, status,
-    umount, version,
+    attach, branch, clone, completions, daemon, doctor, exec, fsck, mount, ps, snapshot, stats,
+    status, umount, version, worktree,
 };
 
 use crate::exec::StageArgs;
@@ -60,8 +60,12 @@ pub enum Command {
     Umount(umount::Args),
     /// Run a command in a branch, at the directory where all branches of its repository appear
     Exec(exec::Args),
-    /// Work with branches
+    /// Begin, list and remove branches
     Branch(branch::Args),
+    /// Add, list and remove worktrees, in the words of `git worktree`
+    Worktree(worktree::Args),
+    /// Keep branches as they are at a moment
+    Snapshot(snapshot::Args),
     /// Make the namespaces of a command (what `exec` starts)
     #[command(hide = true, name = "exec-namespace")]
     ExecNamespace(StageArgs),

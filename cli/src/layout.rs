@@ -82,6 +82,16 @@ impl Layout {
         self.root.join("exec")
     }
 
+    /// What snapshots have of git, one directory each.
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    /// Where git believes a branch that was never mounted. Nothing is there.
+    pub fn unmounted(&self, repository: &str, branch: &str) -> PathBuf {
+        self.root.join("unmounted").join(repository).join(branch)
+    }
+
     /// Notes about mounts that are not recorded in the store, or not yet.
     pub fn pending(&self) -> PathBuf {
         self.root.join("pending")

@@ -24,6 +24,22 @@ pub mod method {
     pub const MOUNT: &str = "mount";
     /// [`super::UmountCall`] -> [`super::Unmounted`].
     pub const UMOUNT: &str = "umount";
+    /// [`super::BranchCreateCall`] -> [`super::Opened`].
+    pub const BRANCH_CREATE: &str = "branch.create";
+    /// [`super::BranchDeleteCall`] -> [`super::BranchDeleted`].
+    pub const BRANCH_DELETE: &str = "branch.delete";
+    /// [`super::UndeleteCall`] -> [`super::Opened`].
+    pub const BRANCH_UNDELETE: &str = "branch.undelete";
+    /// [`super::WorktreeRemoveCall`] -> [`super::WorktreeRemoved`].
+    pub const WORKTREE_REMOVE: &str = "worktree.remove";
+    /// [`super::SnapshotCreateCall`] -> [`super::SnapshotInfo`].
+    pub const SNAPSHOT_CREATE: &str = "snapshot.create";
+    /// [`super::SnapshotRestoreCall`] -> [`super::SnapshotRestored`].
+    pub const SNAPSHOT_RESTORE: &str = "snapshot.restore";
+    /// [`super::SnapshotListCall`] -> [`super::Snapshots`].
+    pub const SNAPSHOT_LIST: &str = "snapshot.list";
+    /// [`super::SnapshotCall`] -> [`super::SnapshotInfo`].
+    pub const SNAPSHOT_DELETE: &str = "snapshot.delete";
     /// Nothing -> [`super::Status`].
     pub const STATUS: &str = "status";
     /// Nothing -> [`super::Stats`].
@@ -188,6 +204,150 @@ pub struct MountCall {
     pub what: String,
     /// Where.
     pub at: MountAt,
+    /// Whether a branch that is checked out elsewhere is refused; else its commit is mounted.
+    #[serde(default)]
+    pub exclusive: bool,
+}
+
+/// Begins a branch.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BranchCreateCall {
+    /// Its name, which is that of its git branch too.
+    pub name: String,
+    /// A branch, as it is now; a snapshot; or a revision.
+    pub from: String,
+    /// Whether it begins with what is committed, whatever a branch has besides.
+    #[serde(default)]
+    pub committed: bool,
+    /// Where to mount it; nowhere without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<MountAt>,
+}
+
+/// Removes a worktree with what it differs by from its commit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorktreeRemoveCall {
+    /// Its directory.
+    pub dir: WirePath,
+}
+
+/// A worktree that was removed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorktreeRemoved {
+    /// Its directory.
+    pub dir: WirePath,
+    /// The repository's name in the store.
+    pub repository: String,
+    /// Its branch.
+    pub branch: String,
+    /// The snapshot that keeps what it was, if it differed from its commit.
+    pub snapshot: Option<String>,
+}
+
+/// Removes a branch.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BranchDeleteCall {
+    /// The branch, or repository@branch.
+    pub branch: String,
+}
+
+/// A branch that was removed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BranchDeleted {
+    /// The repository's name in the store.
+    pub repository: String,
+    /// The branch.
+    pub branch: String,
+    /// The snapshot that keeps it.
+    pub snapshot: String,
+}
+
+/// Brings a branch back that was removed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UndeleteCall {
+    /// The branch, or repository@branch.
+    pub branch: String,
+    /// Where to mount it; nowhere without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<MountAt>,
+}
+
+/// Makes a snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotCreateCall {
+    /// The branch, or repository@branch.
+    pub branch: String,
+    /// What to say of it.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// Makes a branch what a snapshot is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotRestoreCall {
+    /// Its name, or the first digits of it.
+    pub snapshot: String,
+    /// The branch, or repository@branch; that of which it was taken without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+}
+
+/// A branch that is what a snapshot is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotRestored {
+    /// The snapshot.
+    pub snapshot: String,
+    /// The repository's name in the store.
+    pub repository: String,
+    /// The branch.
+    pub branch: String,
+    /// The snapshot that keeps what the branch was before.
+    pub before: String,
+    /// Files, directories and links that differ from before.
+    pub inodes: u64,
+    /// Names that stand for something else than before.
+    pub names: u64,
+}
+
+/// Lists snapshots.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SnapshotListCall {
+    /// The branch, or repository@branch; all without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+}
+
+/// Names a snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotCall {
+    /// Its name, or the first digits of it.
+    pub snapshot: String,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// Its name.
+    pub id: String,
+    /// The repository's name in the store.
+    pub repository: String,
+    /// The name that its branch had.
+    pub branch: String,
+    /// The commit on which its branch was based; none in an empty repository.
+    pub commit: Option<String>,
+    /// When it was made, in seconds since 1970.
+    pub made: i64,
+    /// Why: `asked`, `before` something that changes much, or because its branch was `removed`.
+    pub reason: String,
+    /// What was said of it.
+    pub message: String,
+}
+
+/// Snapshots, the oldest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshots {
+    /// The snapshots.
+    pub snapshots: Vec<SnapshotInfo>,
 }
 
 /// What clone, attach and mount have brought about.
@@ -327,6 +487,9 @@ pub struct BranchStatus {
     pub commit: Option<String>,
     /// Whether git's HEAD names the commit instead of a branch.
     pub detached: bool,
+    /// Whether it is not mounted and differs from its commit, or may.
+    #[serde(default)]
+    pub changed: bool,
     /// Whether all content is in the store.
     pub ingested: bool,
     /// How far the ingest is that runs now.

@@ -434,6 +434,14 @@ impl Checker<'_> {
                 dangling(record, format!("branch {repository}:{branch}"));
             }
         }
+        for snapshot in &self.index.snapshots {
+            if !has_repository(&snapshot.repository) {
+                let record = format!("snapshot {}", snapshot.number);
+                dangling(record, format!("repository {}", snapshot.repository));
+            }
+            let by = || format!("snapshot {}", snapshot.number);
+            self.check_subtree(snapshot.root, None, by);
+        }
     }
 
     /// Verifies what a branch has changed.
@@ -455,12 +463,17 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Looks for rows and outboxes of branches that are not on record.
+    /// Looks for layers that nobody needs, and for heads and outboxes of branches that are not on
+    /// record.
     fn check_owners(&self) {
         let known: HashSet<_> = self.index.branches.iter().map(|branch| branch.number).collect();
-        for (&number, &rows) in &self.index.rows {
-            if !known.contains(&number) {
-                self.find(Finding::RowsOfNoBranch { number, rows });
+        for &number in self.index.heads.keys().filter(|number| !known.contains(number)) {
+            self.find(Finding::HeadOfNoBranch { number });
+        }
+        let needed = self.index.needed_layers();
+        for (&layer, &(_, rows)) in &self.index.layers {
+            if !needed.contains(&layer) {
+                self.find(Finding::LayerOfNobody { layer, rows });
             }
         }
         // An outbox is made before its branch is on record, and holds nothing until then.

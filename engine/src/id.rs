@@ -212,3 +212,24 @@ impl fmt::Display for BranchNumber {
         self.0.fmt(f)
     }
 }
+
+/// The number of a layer of changes, unique in its store for ever.
+///
+/// What a branch has changed relative to its base lies in a line of layers, each of which says what
+/// differs from the one below it. The newest, the *head*, belongs to the branch and takes its changes;
+/// the others are sealed: they never change, and other branches and snapshots may be based on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerNumber(pub u64);
+
+impl LayerNumber {
+    /// The first head of a branch.
+    pub const fn first_of(branch: BranchNumber) -> Self {
+        Self(branch.0)
+    }
+}
+
+impl fmt::Display for LayerNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

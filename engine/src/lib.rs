@@ -33,4 +33,6 @@ pub mod tree;
 pub mod worktree;
 
 pub use error::{Denial, Error, Result};
-pub use id::{BranchNumber, ChunkId, ContentId, GitOid, HashKind, Ino, Sequence, TreeId};
+pub use id::{
+    BranchNumber, ChunkId, ContentId, GitOid, HashKind, Ino, LayerNumber, Sequence, TreeId,
+};

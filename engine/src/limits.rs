@@ -3,6 +3,8 @@
 
 /// Longest entry name in bytes, as on the usual native file systems (`NAME_MAX`).
 pub const NAME_BYTES_MAX: usize = 255;
+/// Most layers that lie on each other. Each snapshot of a branch adds one.
+pub const LAYERS_MAX: usize = 1 << 20;
 /// Deepest nesting of directories that a tree may have.
 pub const TREE_DEPTH_MAX: usize = 4096;
 /// Most entries below one root directory: their inode numbers must fit in 32 bits with room for

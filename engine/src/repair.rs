@@ -20,11 +20,13 @@ use crate::base::{Base, Dir};
 use crate::check::Finding;
 use crate::content::{PreparedChunk, Preparer};
 use crate::error::{Error, Result};
-use crate::id::{BranchNumber, ChunkId, ContentId, Ino, TreeId};
+use crate::id::{BranchNumber, ChunkId, ContentId, Ino, LayerNumber, TreeId};
 use crate::outbox::Examination;
 use crate::progress::Cancel;
 use crate::source::Blob;
-use crate::store::{Branch, Object, Store, Table, decode_manifest, decode_sealed, drained_of};
+use crate::store::{
+    Branch, Object, Store, Table, decode_manifest, decode_sealed, drained_of, line_of,
+};
 use crate::worktree::Contents;
 
 /// Bytes of a file read at a time, to have it rebuilt.
@@ -60,11 +62,16 @@ pub enum Step {
         /// The count that its names make.
         links: u32,
     },
-    /// Remove the rows of a branch that is not on record.
-    RemoveRows {
+    /// Forget where a branch stands that is not on record.
+    RemoveHead {
         /// The number of the branch.
         number: BranchNumber,
-        /// How many rows there are.
+    },
+    /// Remove a layer that nobody needs.
+    RemoveLayer {
+        /// The layer.
+        layer: LayerNumber,
+        /// How many rows it has.
         rows: u64,
     },
     /// Remove the outbox of a branch that is not on record.
@@ -90,8 +97,11 @@ impl fmt::Display for Step {
             Self::Highest { branch, highest } => {
                 write!(f, "branch {branch}: set the highest number of a new inode to {highest}")
             }
-            Self::RemoveRows { number, rows } => {
-                write!(f, "remove {rows} rows of branch number {number}, which is unknown")
+            Self::RemoveHead { number } => {
+                write!(f, "forget where branch number {number} stands, which is unknown")
+            }
+            Self::RemoveLayer { layer, rows } => {
+                write!(f, "remove layer {layer} with its {rows} rows, which nobody needs")
             }
             Self::RemoveOutbox { number } => {
                 write!(f, "remove the outbox of branch number {number}, which is unknown")
@@ -121,9 +131,8 @@ fn step_for(finding: &Finding) -> Option<Step> {
         Finding::WrongHighest { branch, found, .. } => {
             Step::Highest { branch: branch.clone(), highest: *found }
         }
-        Finding::RowsOfNoBranch { number, rows } => {
-            Step::RemoveRows { number: *number, rows: *rows }
-        }
+        Finding::HeadOfNoBranch { number } => Step::RemoveHead { number: *number },
+        Finding::LayerOfNobody { layer, rows } => Step::RemoveLayer { layer: *layer, rows: *rows },
         Finding::OutboxOfNoBranch { number } => Step::RemoveOutbox { number: *number },
         _ => return None,
     })
@@ -200,26 +209,35 @@ impl Repair<'_> {
             }
             Step::Links { branch, ino, stated, links } => {
                 let branch = self.closed(branch)?;
-                let (overlay, _) = self.store.overlay(branch.number)?;
+                let (overlay, head) = self.store.head(branch.number)?;
                 let found = overlay.node(*ino).filter(|node| node.inode.nlink == *stated);
                 let mut node = found.ok_or(Error::NoInode(*ino))?.clone();
                 node.inode.nlink = *links;
                 let mut batch = self.store.batch()?;
-                batch.put_inode(branch.number, *ino, Some(&node));
+                batch.put_inode((head.layer, head.below), *ino, Some(&node));
                 batch.commit()
             }
             Step::Highest { branch, highest } => {
                 let branch = self.closed(branch)?;
-                let state = drained_of(&self.store.core().snapshot(), branch.number)?;
-                let Some((drained, stated)) = state else { return Ok(()) };
+                let snapshot = self.store.core().snapshot();
+                let Some((layer, _)) = drained_of(&snapshot, branch.number)? else {
+                    return Ok(());
+                };
+                let line = line_of(&snapshot, layer, Some(branch.number))?;
+                let below = line.layers.iter().rev().nth(1).copied();
                 let mut batch = self.store.batch()?;
-                batch.put_drained(branch.number, drained, stated.max(*highest));
+                batch.put_layer(layer, below, line.last_new.max(*highest));
                 batch.commit()
             }
-            Step::RemoveRows { number, .. } => {
+            Step::RemoveHead { number } => {
                 self.unknown(*number)?;
                 let mut batch = self.store.batch()?;
-                batch.remove_overlay(*number)?;
+                batch.remove_head(*number);
+                batch.commit()
+            }
+            Step::RemoveLayer { .. } => {
+                let mut batch = self.store.batch()?;
+                batch.sweep_layers()?;
                 batch.commit()
             }
             Step::RemoveOutbox { number } => {
@@ -239,7 +257,7 @@ impl Repair<'_> {
             return Err(Error::Refused(format!("branch {name} is mounted: unmount it first")));
         }
         let drained = drained_of(&self.store.core().snapshot(), branch.number)?;
-        let drained = drained.map(|(drained, _)| drained).unwrap_or_default();
+        let drained = drained.map(|(_, drained)| drained).unwrap_or_default();
         let storage = self.store.core().segments().storage();
         let outbox = Examination::begin(storage, &self.store.outbox_dir(branch.number))?;
         let records = match outbox {

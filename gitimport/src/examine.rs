@@ -306,7 +306,7 @@ mod tests {
         let (base, root) = base_of(&sandbox.path("store"), &repository, "HEAD");
         let dir = sandbox.path("mounted");
         let head = WorktreeHead::Branch { name: "main", commit: None };
-        let new = NewGitDir { common_dir: &common, worktree: &dir, head };
+        let new = NewGitDir { common_dir: &common, worktree: &dir, head, state: None };
         let stat = IndexStat { time: TIME, uid: 11, gid: 12, dev: 13 };
         let git_dir = new.create(|path| write_index(&base, &stat, root, path)).unwrap();
         let options = WorktreeOptions { uid: 11, gid: 12, time: TIME, git_file: None };

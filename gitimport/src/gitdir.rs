@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::incoming::Incoming;
 use crate::reflog;
+use crate::state;
 
 const WORKTREES: &str = "worktrees";
 const INCOMING: &str = "agentfs-incoming-";
@@ -50,6 +51,8 @@ pub struct NewGitDir<'a> {
     pub worktree: &'a Path,
     /// What its `HEAD` is.
     pub head: WorktreeHead<'a>,
+    /// The git state that it begins with, and the branch to which an operation in it is to return.
+    pub state: Option<(&'a Path, &'a str)>,
 }
 
 impl NewGitDir<'_> {
@@ -94,7 +97,12 @@ impl NewGitDir<'_> {
         files::write(&dir.join("commondir"), b"../..\n")?;
         files::write(&dir.join("gitdir"), &back_link(self.worktree))?;
         files::write(&dir.join("locked"), format!("{LOCK_REASON}\n").as_bytes())?;
-        if let Some(commit) = &commit {
+        if let Some((from, name)) = self.state {
+            state::carry(from, dir, Some(name))?;
+        }
+        if let Some(commit) = &commit
+            && !dir.join("logs/HEAD").exists()
+        {
             let repository = open(self.common_dir)?;
             let committer = reflog::committer(&repository);
             let message = format!("worktree: mounted at {}", self.worktree.display());
@@ -257,7 +265,7 @@ mod tests {
         let sandbox = Sandbox::new();
         let (common, commit_id, worktree) = setup(&sandbox);
         let head = WorktreeHead::Branch { name: "main", commit: Some(commit_id) };
-        let new = NewGitDir { common_dir: &common, worktree: &worktree, head };
+        let new = NewGitDir { common_dir: &common, worktree: &worktree, head, state: None };
         let git_dir = new.create(with_index(&common)).unwrap();
         assert_eq!(git_dir, common.join("worktrees/tree"));
         std::fs::write(worktree.join(".git"), git_file(&git_dir)).unwrap();
@@ -297,7 +305,7 @@ mod tests {
         let sandbox = Sandbox::new();
         let (common, commit_id, worktree) = setup(&sandbox);
         let head = WorktreeHead::Detached(commit_id);
-        let new = NewGitDir { common_dir: &common, worktree: &worktree, head };
+        let new = NewGitDir { common_dir: &common, worktree: &worktree, head, state: None };
         let git_dir = new.create(with_index(&common)).unwrap();
         std::fs::write(worktree.join(".git"), git_file(&git_dir)).unwrap();
         assert!(git(&worktree, &["status"]).starts_with("Not currently on any branch."));
@@ -307,7 +315,7 @@ mod tests {
         let worktree = sandbox.path("nothing");
         std::fs::create_dir(&worktree).unwrap();
         let head = WorktreeHead::Branch { name: "main", commit: None };
-        let new = NewGitDir { common_dir: &empty, worktree: &worktree, head };
+        let new = NewGitDir { common_dir: &empty, worktree: &worktree, head, state: None };
         let git_dir = new.create(|_| Ok(())).unwrap();
         std::fs::write(worktree.join(".git"), git_file(&git_dir)).unwrap();
         assert!(git(&worktree, &["status"]).contains("No commits yet"));
@@ -320,7 +328,7 @@ mod tests {
         let sandbox = Sandbox::new();
         let (common, commit_id, worktree) = setup(&sandbox);
         let head = WorktreeHead::Detached(commit_id);
-        let new = NewGitDir { common_dir: &common, worktree: &worktree, head };
+        let new = NewGitDir { common_dir: &common, worktree: &worktree, head, state: None };
         let made: Vec<PathBuf> = std::thread::scope(|scope| {
             let threads: Vec<_> =
                 (0..16).map(|_| scope.spawn(|| new.create(|_| Ok(())).unwrap())).collect();
@@ -362,7 +370,7 @@ mod tests {
         let (common, commit_id, worktree) = setup(&sandbox);
         let before: Vec<_> = std::fs::read_dir(&common).unwrap().flatten().collect();
         let head = WorktreeHead::Detached(commit_id);
-        let new = NewGitDir { common_dir: &common, worktree: &worktree, head };
+        let new = NewGitDir { common_dir: &common, worktree: &worktree, head, state: None };
         let failed =
             new.create(|path| Err(Error::io("write", path, ErrorKind::StorageFull.into())));
         assert!(matches!(failed, Err(Error::Io { .. })));

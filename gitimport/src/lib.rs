@@ -40,6 +40,7 @@ mod reflog;
 mod replace;
 pub mod repository;
 pub mod source;
+pub mod state;
 mod template;
 mod transport;
 mod tree;

@@ -46,6 +46,9 @@ pub const DAMAGED_BLOBS_MAX: u64 = 16;
 
 /// Longest file of a git directory that holds one line, in bytes.
 pub const GIT_FILE_BYTES_MAX: u64 = 64 << 10;
+/// How deep directories in a git directory of a worktree are, when its state is carried: git makes two
+/// levels, and references as many as their names have.
+pub const STATE_DEPTH_MAX: u32 = 16;
 /// Longest index that is examined, in bytes.
 pub const INDEX_BYTES_MAX: u64 = 2 << 30;
 

@@ -1,15 +1,24 @@
 //! `agentfs branch`
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::commands::call;
+use crate::client::Client;
+use crate::commands::{call, describe, refuse_without_fuse, short};
+use crate::destination;
+use crate::environment::Environment;
 use crate::error::{Failure, Kind, Result};
 use crate::exec::namespace;
+use crate::layout::Layout;
 use crate::output::Output;
-use crate::protocol::{Status, WirePath, WorktreeStatus, method};
+use crate::progress::{Display, Meter};
+use crate::protocol::{
+    BranchCreateCall, BranchDeleteCall, BranchDeleted, BranchStatus, MountAt, Opened, Status,
+    UndeleteCall, WirePath, WorktreeStatus, method,
+};
 
 /// Arguments of `agentfs branch`.
 #[derive(Debug, clap::Args)]
@@ -20,8 +29,64 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Begin a branch at a commit, a snapshot, or what another branch is now
+    Create(CreateArgs),
+    /// List the branches of the store
+    List,
+    /// Remove a branch that is not mounted, also from git; a snapshot keeps it
+    Delete(DeleteArgs),
+    /// Bring a removed branch back
+    Undelete(UndeleteArgs),
     /// Show a mounted branch to a process that has a mount namespace of its own (root only)
     Bind(BindArgs),
+}
+
+/// Arguments of `agentfs branch create`.
+#[derive(Debug, clap::Args)]
+struct CreateArgs {
+    /// Its name, which is that of its git branch too
+    name: String,
+    /// A branch, with all that it is now; a snapshot; or a revision
+    #[arg(long, value_name = "BRANCH|SNAPSHOT|REV")]
+    from: String,
+    #[command(flatten)]
+    mount: MountArgs,
+}
+
+/// Where a branch is to be mounted.
+#[derive(Debug, clap::Args)]
+struct MountArgs {
+    /// Mount it there
+    #[arg(long, value_name = "DIR")]
+    mount: Option<PathBuf>,
+    /// Let other users enter the worktree
+    #[arg(long, requires = "mount")]
+    allow_other: bool,
+}
+
+impl MountArgs {
+    fn at(&self) -> Result<Option<MountAt>> {
+        let Some(dir) = &self.mount else { return Ok(None) };
+        refuse_without_fuse("make the branch without --mount")?;
+        let dir = WirePath(destination::absolute(dir)?);
+        Ok(Some(MountAt { dir, read_only: false, allow_other: self.allow_other }))
+    }
+}
+
+/// Arguments of `agentfs branch delete`.
+#[derive(Debug, clap::Args)]
+struct DeleteArgs {
+    /// The branch, or repository@branch
+    branch: String,
+}
+
+/// Arguments of `agentfs branch undelete`.
+#[derive(Debug, clap::Args)]
+struct UndeleteArgs {
+    /// The branch, or repository@branch
+    branch: String,
+    #[command(flatten)]
+    mount: MountArgs,
 }
 
 /// Arguments of `agentfs branch bind`.
@@ -50,7 +115,96 @@ struct Bound {
 /// # Errors
 /// What keeps it from being done.
 pub fn run(args: &Args, output: Output) -> Result<u8> {
-    let Action::Bind(args) = &args.action;
+    match &args.action {
+        Action::Create(args) => {
+            let (name, from) = (args.name.clone(), args.from.clone());
+            let mount = args.mount.at()?;
+            let call = BranchCreateCall { name, from, mount, committed: false };
+            open(method::BRANCH_CREATE, &call, output)
+        }
+        Action::List => list(output),
+        Action::Delete(args) => delete(args, output),
+        Action::Undelete(args) => {
+            let call = UndeleteCall { branch: args.branch.clone(), mount: args.mount.at()? };
+            open(method::BRANCH_UNDELETE, &call, output)
+        }
+        Action::Bind(args) => bind(args, output),
+    }
+}
+
+/// Makes a branch, and prints what that has brought about.
+///
+/// # Errors
+/// Whatever keeps it from being made.
+pub fn open(method: &str, call: &impl Serialize, output: Output) -> Result<u8> {
+    let environment = Environment::read()?;
+    let layout = Layout::new(environment.store.clone());
+    let mut client = Client::connect_or_start(&layout, &environment)?;
+    let meter = Arc::new(Meter::default());
+    let display = Display::start(Arc::clone(&meter), output.json);
+    client.request_confirmed(method, call, &meter, |opened: Opened| {
+        drop(display);
+        output.result(&opened, |out| describe(out, &opened))
+    })?;
+    Ok(0)
+}
+
+#[derive(Serialize)]
+struct Listed {
+    branches: Vec<ListedBranch>,
+}
+
+#[derive(Serialize)]
+struct ListedBranch {
+    repository: String,
+    #[serde(flatten)]
+    status: BranchStatus,
+    dir: Option<WirePath>,
+}
+
+fn list(output: Output) -> Result<u8> {
+    let Status { repositories, worktrees, .. } = call(output, method::STATUS, &())?;
+    let mut branches = Vec::new();
+    for repository in repositories {
+        for status in repository.branches {
+            let holds = |one: &&WorktreeStatus| {
+                one.repository == repository.name && one.branch == status.name
+            };
+            let dir = worktrees.iter().find(holds).map(|one| one.dir.clone());
+            branches.push(ListedBranch { repository: repository.name.clone(), status, dir });
+        }
+    }
+    let listed = Listed { branches };
+    output.result(&listed, |out| {
+        for ListedBranch { repository, status, dir } in &listed.branches {
+            let commit = status.commit.as_deref().map_or("no commit", short);
+            write!(out, "{repository}@{}  {commit}", status.name)?;
+            match dir {
+                Some(dir) => writeln!(out, "  {}", dir.0.display())?,
+                None if status.changed => writeln!(out, "  not mounted, with changes")?,
+                None => writeln!(out, "  not mounted")?,
+            }
+        }
+        Ok(())
+    })?;
+    Ok(0)
+}
+
+fn delete(args: &DeleteArgs, output: Output) -> Result<u8> {
+    let params = BranchDeleteCall { branch: args.branch.clone() };
+    let deleted: BranchDeleted = call(output, method::BRANCH_DELETE, &params)?;
+    output.result(&deleted, |out| {
+        let BranchDeleted { repository, branch, snapshot } = &deleted;
+        writeln!(out, "{repository}@{branch}: removed")?;
+        writeln!(
+            out,
+            "  kept as {snapshot}: `agentfs branch undelete {repository}@{branch}` brings it back"
+        )
+    })?;
+    Ok(0)
+}
+
+fn bind(args: &BindArgs, output: Output) -> Result<u8> {
     if !rustix::process::geteuid().is_root() {
         return Err(Failure::new(
             Kind::CannotMount,

@@ -10,10 +10,12 @@ pub mod exec;
 pub mod fsck;
 pub mod mount;
 pub mod ps;
+pub mod snapshot;
 pub mod stats;
 pub mod status;
 pub mod umount;
 pub mod version;
+pub mod worktree;
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -43,6 +45,8 @@ pub fn run(command: Command, output: Output) -> Result<u8> {
         Command::Umount(args) => umount::run(&args, output),
         Command::Exec(args) => exec::run(&args, output),
         Command::Branch(args) => branch::run(&args, output),
+        Command::Snapshot(args) => snapshot::run(&args, output),
+        Command::Worktree(args) => worktree::run(&args, output),
         Command::ExecNamespace(args) => namespace::run(&args),
         Command::ExecInit(args) => init::run(&args),
         Command::Status(args) => status::run(&args, output),

@@ -43,7 +43,7 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
     refuse_without_fuse("there is no other way to see the files as a directory")?;
     let at =
         MountAt { dir: WirePath(dir), read_only: args.read_only, allow_other: args.allow_other };
-    let params = MountCall { what: args.what.clone(), at };
+    let params = MountCall { what: args.what.clone(), at, exclusive: false };
     let print = |opened: Opened| output.result(&opened, |out| describe(out, &opened));
     if args.foreground {
         return daemon::run_in_foreground(&layout, &environment, &params, print);

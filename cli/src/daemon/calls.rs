@@ -12,7 +12,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use crate::daemon::note::{Making, Note};
-use crate::daemon::opening::Opening;
+use crate::daemon::opening::{Begin, Opening};
 use crate::daemon::repositories::{OpenRepository, name_of, unique};
 use crate::daemon::rpc::{Answer, Call, Wait};
 use crate::daemon::state::Daemon;
@@ -76,7 +76,7 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
     let opening = match &params.mount {
         Some(at) => {
             let reservation = daemon.worktrees.reserve(&at.dir.0, &branch)?;
-            Some(Opening::new(daemon, reservation, &repository, &branch, at)?)
+            Some(Opening::new(daemon, reservation, &repository, &branch, at, None)?)
         }
         None => None,
     };
@@ -222,10 +222,11 @@ pub fn mount(
     recorded: bool,
 ) -> Result<Answer> {
     destination::check(&params.at.dir.0, daemon.root())?;
-    mount_at(daemon, params, call, recorded)
+    mount_at(daemon, params, call, recorded, None)
 }
 
-/// The same at a directory that the daemon may have chosen.
+/// The same at a directory that the daemon may have chosen. With `begin`, a branch that is kept begins
+/// there.
 ///
 /// # Errors
 /// As [`mount`].
@@ -234,8 +235,9 @@ pub fn mount_at(
     params: &MountCall,
     call: &Call,
     recorded: bool,
+    begin: Option<Begin<'_>>,
 ) -> Result<Answer> {
-    let MountCall { what, at } = params;
+    let MountCall { what, at, exclusive } = params;
     let (name, revision) = target::parse(daemon, what)?;
     let repository = daemon.repositories.get(&daemon.store, &name)?;
     let (branch, reservation, trees, note) = match target::kept(daemon, &name, &revision)? {
@@ -247,13 +249,18 @@ pub fn mount_at(
             let mut target = Target::of_revision(daemon, &repository, &revision)?;
             let (root, trees) = target::import(daemon, &repository, &target, call)?;
             let _names = daemon.lock_names();
-            target::detach_if_held(daemon, &repository, &mut target)?;
+            let held = target::detach_if_held(daemon, &repository, &mut target)?;
+            if let Some(holder) = held.filter(|_| *exclusive) {
+                let message = format!("{revision} is checked out at {}", holder.display());
+                return Err(Failure::new(Kind::Refused, message)
+                    .hint("begin a branch of its own, or mount its commit"));
+            }
             let branch = target::branch(daemon, &repository, &target, root)?;
             let reservation = daemon.worktrees.reserve(&at.dir.0, &branch)?;
             (branch, reservation, trees, target.note)
         }
     };
-    let opening = Opening::new(daemon, reservation, &repository, &branch, at)?;
+    let opening = Opening::new(daemon, reservation, &repository, &branch, at, begin)?;
     call.cancel.check()?;
     let worktree = opening.record().cloned();
     let mut batch = daemon.store.batch()?;
@@ -356,7 +363,8 @@ pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
             batch.put_branch(&Branch { git_dir: Some(git_dir.clone()), ..branch });
         }
         Some(branch) => {
-            batch.remove_overlay(branch.number)?;
+            batch.remove_head(branch.number);
+            batch.sweep_layers()?;
             outbox = Some(daemon.layout.outbox(branch.number));
             if branch.detached {
                 daemon.ingest.cancel(repository, name);
@@ -376,7 +384,11 @@ pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
     Ok(())
 }
 
-fn describe(
+/// What a call has brought about.
+///
+/// # Errors
+/// What reading the store meets.
+pub fn describe(
     daemon: &Daemon,
     branch: &Branch,
     worktree: Option<&WorktreeRecord>,
@@ -398,7 +410,7 @@ fn describe(
 
 /// The answer of a call that has made `branch` usable: its content is taken in, and what git keeps of
 /// it made durable, before it is sent, if the client waits for that, or after it.
-fn answer(
+pub fn answer(
     daemon: &Arc<Daemon>,
     branch: &Branch,
     trees: ImportedTrees,

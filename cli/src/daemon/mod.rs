@@ -4,6 +4,7 @@
 //! listens, and then says so to whoever started it. tokio runs on one thread and carries messages;
 //! every call runs on a thread of the blocking pool, and file systems on threads of their own.
 
+mod branches;
 mod calls;
 mod check;
 mod execs;
@@ -16,6 +17,7 @@ mod report;
 mod repositories;
 mod rpc;
 mod service;
+mod snapshots;
 mod state;
 mod target;
 mod worktrees;

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use agentfs_engine::store::Store;
 use agentfs_fuse::MountState;
 use agentfs_gitimport::gitdir;
+use agentfs_gitimport::repository::Repository;
 
 use crate::error::{Failure, Result};
 use crate::layout::{Layout, remove_all};
@@ -26,6 +27,24 @@ use crate::protocol::WirePath;
 pub enum Making {
     /// A repository of this name below `repos`.
     Repository(String),
+    /// A branch.
+    Branch {
+        /// Its repository.
+        repository: String,
+        /// Its name.
+        name: String,
+        /// Where git's branch begins, if it does.
+        commit: Option<String>,
+        /// Its git directory, as soon as there is one.
+        git_dir: Option<WirePath>,
+    },
+    /// A branch that becomes what a snapshot is.
+    Restore {
+        /// The branch.
+        branch: u64,
+        /// The number of the snapshot.
+        snapshot: u64,
+    },
     /// A mount.
     Mount {
         /// Its directory.
@@ -82,6 +101,22 @@ impl Drop for Note {
     }
 }
 
+/// The notes of a former daemon about branches that were becoming what a snapshot is, with the numbers of
+/// the branch and the snapshot.
+pub fn restores(layout: &Layout) -> Vec<(Note, u64, u64)> {
+    let entries = fs::read_dir(layout.pending()).into_iter().flatten().flatten();
+    let restore = |entry: fs::DirEntry| {
+        let text = fs::read(entry.path()).ok()?;
+        match serde_json::from_slice(&text).ok()? {
+            Making::Restore { branch, snapshot } => {
+                Some((Note { path: entry.path() }, branch, snapshot))
+            }
+            _ => None,
+        }
+    };
+    entries.filter_map(restore).collect()
+}
+
 /// Removes what the notes of a former daemon name, unless the store has it on record.
 ///
 /// # Errors
@@ -98,6 +133,12 @@ pub fn sweep(layout: &Layout, store: &Store) -> Result<()> {
             Some(Making::Mount { dir, created, git_dir }) => {
                 sweep_mount(store, &dir.0, created, git_dir.as_ref().map(|dir| dir.0.as_path()))?;
             }
+            Some(Making::Branch { repository, name, commit, git_dir }) => {
+                let git_dir = git_dir.as_ref().map(|dir| dir.0.as_path());
+                sweep_branch(store, &repository, &name, commit.as_deref(), git_dir)?;
+            }
+            // Done by the one who can open branches.
+            Some(Making::Restore { .. }) => std::mem::forget(note),
             // Written by a daemon that was killed at it: nothing had been made yet.
             None => {}
         }
@@ -114,6 +155,32 @@ fn sweep_repository(layout: &Layout, store: &Store, name: &str) -> Result<()> {
     match remove_all(&path) {
         Ok(()) => info!("removed {}, which was not complete", path.display()),
         Err(error) => warn!("cannot remove {}: {error}", path.display()),
+    }
+    Ok(())
+}
+
+fn sweep_branch(
+    store: &Store,
+    repository: &str,
+    name: &str,
+    commit: Option<&str>,
+    git_dir: Option<&Path>,
+) -> Result<()> {
+    let Some(repository) = store.repository(repository)? else { return Ok(()) };
+    if store.branch(&repository.name, name)?.is_some() {
+        return Ok(());
+    }
+    let removed = git_dir.map_or(Ok(()), gitdir::remove).and_then(|()| {
+        let git = Repository::open(&repository.git_dir)?;
+        let full = format!("refs/heads/{name}");
+        match commit.map(|commit| git.resolve(commit)) {
+            Some(Ok(commit)) if git.has_branch(name)? => git.remove_reference(&full, &commit.id),
+            _ => Ok(()),
+        }
+    });
+    match removed {
+        Ok(()) => info!("removed branch {name} of {}, which was not complete", repository.name),
+        Err(error) => warn!("{error}"),
     }
     Ok(())
 }

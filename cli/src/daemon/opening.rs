@@ -7,21 +7,23 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use agentfs_engine::BranchNumber;
 use agentfs_engine::base::Base;
 use agentfs_engine::storage::Disk;
 use agentfs_engine::store::{Branch, WorktreeRecord};
-use agentfs_engine::worktree::{Worktree, WorktreeOptions};
+use agentfs_engine::worktree::{Point, Worktree, WorktreeOptions};
 use agentfs_fuse::{MountOptions, Mounted};
 use agentfs_gitimport::gitdir::{self, NewGitDir, WorktreeHead};
 use agentfs_gitimport::index::{IndexStat, write_index};
 use tracing::{debug, warn};
 
+use crate::daemon::branches;
 use crate::daemon::note::{Making, Note};
 use crate::daemon::repositories::OpenRepository;
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::{Reservation, Slot, Up};
 use crate::destination::{self, Vacancy};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, Kind, Result};
 use crate::protocol::MountAt;
 
 /// Most entries with which the kernel's caches are filled in advance.
@@ -32,6 +34,15 @@ const WARM_AT_ONCE_MAX: u32 = 20_000;
 
 /// How long a session that has ended may keep its branch.
 const LETTING_GO: Duration = Duration::from_secs(2);
+
+/// Where a branch begins that is opened for the first time.
+#[derive(Clone, Copy)]
+pub struct Begin<'a> {
+    /// The point.
+    pub point: &'a Point,
+    /// The worktree in which it was sealed, if that is mounted.
+    pub origin: Option<&'a Arc<Worktree>>,
+}
 
 /// A mount that nothing records yet. Dropping it undoes what has been made of it so far.
 pub struct Opening<'a> {
@@ -54,6 +65,7 @@ impl<'a> Opening<'a> {
         repository: &OpenRepository,
         branch: &Branch,
         at: &MountAt,
+        begin: Option<Begin<'_>>,
     ) -> Result<Self> {
         let dir = reservation.dir().to_owned();
         let own = dir.starts_with(daemon.layout.execs());
@@ -93,7 +105,7 @@ impl<'a> Opening<'a> {
             allow_other: at.allow_other,
             git_dir,
         };
-        let (worktree, mounted, warm) = mount(daemon, repository, branch, &record, fresh)?;
+        let (worktree, mounted, warm) = mount(daemon, repository, branch, &record, fresh, begin)?;
         opening.mounted = Some((record, worktree, mounted));
         opening.warm = warm;
         Ok(opening)
@@ -163,7 +175,7 @@ pub fn reopen(
     if fresh {
         record.git_dir = new_git_dir(repository, branch, &record.dir)?;
     }
-    let (worktree, mounted, is_warm) = mount(daemon, repository, branch, &record, fresh)?;
+    let (worktree, mounted, is_warm) = mount(daemon, repository, branch, &record, fresh, None)?;
     daemon.drainer.watch(&worktree);
     let up = Arc::new(Up { record: record.clone(), worktree, mounted, note: None });
     if !is_warm {
@@ -180,25 +192,11 @@ fn mount(
     branch: &Branch,
     record: &WorktreeRecord,
     fresh: bool,
+    begin: Option<Begin<'_>>,
 ) -> Result<(Arc<Worktree>, Mounted, bool)> {
-    let contents = repository.contents(branch.root_oid);
-    let store = Arc::clone(contents.store());
-    let base = Base::open(store, contents.source().cloned(), branch.root)?;
-    // Every file belongs to the user who runs the daemon.
-    let uid = rustix::process::geteuid().as_raw();
-    let gid = rustix::process::getegid().as_raw();
     let git_file = Some(gitdir::git_file(&record.git_dir));
-    let options = WorktreeOptions { uid, gid, time: branch.time, git_file };
-    let outbox = daemon.layout.outbox(branch.number);
-    let worktree = if record.read_only && !outbox.exists() {
-        Worktree::new(Arc::clone(&base), contents, options)
-    } else {
-        when_free(branch, || {
-            let (base, contents) = (Arc::clone(&base), Arc::clone(&contents));
-            let disk = Arc::new(Disk);
-            Worktree::writable(base, contents, options.clone(), branch.number, disk, &outbox)
-        })?
-    };
+    let worktree = worktree(daemon, repository, branch, git_file, record.read_only, begin)?;
+    let base = Arc::clone(worktree.base());
     let options = MountOptions {
         read_only: record.read_only,
         allow_other: record.allow_other,
@@ -214,10 +212,69 @@ fn mount(
         }
         let Some(root_oid) = branch.root_oid.filter(|_| fresh) else { return Ok(()) };
         // An index has room for the low half of the device number.
+        let (uid, gid) = owner();
         let stat = IndexStat { time: branch.time, uid, gid, dev: mounted.dev() as u32 };
         write_index(&base, &stat, root_oid, &record.git_dir.join("index"))
     })?;
     Ok((worktree, mounted, at_once))
+}
+
+/// A branch as files. One that is to be `read_only` and has no changes gets no outbox. What it stands on
+/// is drained first, unless it begins now.
+///
+/// # Errors
+/// What reading the store and the outbox meets.
+pub fn worktree(
+    daemon: &Daemon,
+    repository: &OpenRepository,
+    branch: &Branch,
+    git_file: Option<Vec<u8>>,
+    read_only: bool,
+    begin: Option<Begin<'_>>,
+) -> Result<Arc<Worktree>> {
+    let contents = repository.contents(branch.root_oid);
+    let store = Arc::clone(contents.store());
+    let base = Base::open(store, contents.source().cloned(), branch.root)?;
+    let (uid, gid) = owner();
+    let options = WorktreeOptions { uid, gid, time: branch.time, git_file };
+    let outbox = daemon.layout.outbox(branch.number);
+    if let Some(Begin { point, origin }) = begin.filter(|_| !read_only) {
+        let (number, disk) = (branch.number, Arc::new(Disk));
+        let fork = Worktree::fork(base, contents, options, number, disk, &outbox, point, origin)?;
+        return Ok(fork);
+    }
+    while let Some(owner) = daemon.store.waits_for(branch.number)? {
+        settle(daemon, owner)?;
+    }
+    if read_only && !outbox.exists() && !daemon.store.has_changes(branch.number)? {
+        return Ok(Worktree::new(base, contents, options));
+    }
+    when_free(branch, || {
+        let (base, contents) = (Arc::clone(&base), Arc::clone(&contents));
+        let disk = Arc::new(Disk);
+        Worktree::writable(base, contents, options.clone(), branch.number, disk, &outbox)
+    })
+}
+
+/// Drains branch `owner`, on which others stand.
+///
+/// # Errors
+/// [`Kind::Damaged`] if there is no such branch, [`Kind::Busy`] while it is being mounted or unmounted,
+/// and what draining it meets.
+pub fn settle(daemon: &Daemon, owner: BranchNumber) -> Result<()> {
+    let branches = daemon.store.branches()?;
+    let Some(branch) = branches.into_iter().find(|branch| branch.number == owner) else {
+        return Err(Failure::new(
+            Kind::Damaged,
+            format!("branch number {owner}, on which others stand, is not on record"),
+        )
+        .hint("`agentfs fsck` says which these are"));
+    };
+    let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
+    if let Some(opened) = branches::open(daemon, &repository, &branch)? {
+        opened.worktree.drain()?;
+    }
+    Ok(())
 }
 
 /// Opens a branch when those have let go of it who were in a mount of it that has just ended.
@@ -243,13 +300,19 @@ fn when_free(
     }
 }
 
+/// User and group of every file: those who run the daemon.
+fn owner() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+}
+
 /// Makes the git directory of a worktree at `dir`, still without an index.
 fn new_git_dir(repository: &OpenRepository, branch: &Branch, dir: &Path) -> Result<PathBuf> {
     let head = match branch.commit {
         Some(commit) if branch.detached => WorktreeHead::Detached(commit),
         commit => WorktreeHead::Branch { name: &branch.name, commit },
     };
-    let new = NewGitDir { common_dir: &repository.record.git_dir, worktree: dir, head };
+    let new =
+        NewGitDir { common_dir: &repository.record.git_dir, worktree: dir, head, state: None };
     Ok(new.create(|_| Ok(()))?)
 }
 

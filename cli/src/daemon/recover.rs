@@ -1,7 +1,7 @@
 //! What a daemon does before it serves: it removes what a former one has left half-made, and mounts
 //! again what was mounted.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::Slot;
-use crate::daemon::{execs, note, opening};
+use crate::daemon::{execs, note, opening, snapshots};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
 use crate::layout::remove_all;
@@ -29,7 +29,10 @@ const DYING_LIMIT: Duration = Duration::from_secs(2);
 pub fn recover(daemon: &Daemon) -> Result<()> {
     incoming::sweep(&daemon.layout);
     note::sweep(&daemon.layout, &daemon.store)?;
+    settle(daemon)?;
     sweep_outboxes(daemon)?;
+    snapshots::complete_restores(daemon);
+    snapshots::sweep(daemon)?;
     // What commands had mounted is dead, and so are they.
     let (ended, records): (Vec<_>, Vec<_>) = {
         let own = daemon.layout.execs();
@@ -48,6 +51,32 @@ pub fn recover(daemon: &Daemon) -> Result<()> {
             daemon.worktrees.fill(&record.dir, down);
         }
     }
+    Ok(())
+}
+
+/// Drains what branches and snapshots stand on that are not mounted yet, and removes those that stand on
+/// what a crash of the machine has taken.
+fn settle(daemon: &Daemon) -> Result<()> {
+    let mut done = BTreeSet::new();
+    while let Some(number) = daemon.store.next_to_drain(&done)? {
+        done.insert(number);
+        let branches = daemon.store.branches()?;
+        let Some(branch) = branches.iter().find(|branch| branch.number == number) else { continue };
+        let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
+        let worktree = opening::worktree(daemon, &repository, branch, None, false, None)?;
+        worktree.drain()?;
+    }
+    let mut batch = daemon.store.batch()?;
+    let lost = batch.remove_lost()?;
+    batch.sweep_layers()?;
+    for branch in daemon.store.branches()?.iter().filter(|branch| lost.contains(&branch.number)) {
+        warn!(
+            "branch {}@{} is gone: what it began with was lost with the machine",
+            branch.repository, branch.name
+        );
+        batch.remove_branch(&branch.repository, &branch.name);
+    }
+    batch.commit()?;
     Ok(())
 }
 

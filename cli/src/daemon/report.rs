@@ -61,6 +61,7 @@ fn branch_status(daemon: &Daemon, branch: &Branch) -> BranchStatus {
         name: branch.name.clone(),
         commit: branch.commit.map(|commit| commit.to_string()),
         detached: branch.detached,
+        changed: branch.git_dir.is_some(),
         ingested: branch.ingested,
         ingest,
         failure,

@@ -9,7 +9,7 @@ use tracing::info;
 
 use crate::daemon::rpc::{Answer, Call, Service};
 use crate::daemon::state::Daemon;
-use crate::daemon::{calls, check, execs, repair, report};
+use crate::daemon::{branches, calls, check, execs, repair, report, snapshots};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
 use crate::protocol::{ExecEnd, Hello, PROTOCOL, StopCall, Welcome, method};
@@ -32,6 +32,14 @@ impl Service for Methods {
             method::ATTACH => calls::attach(daemon, &parse(params)?, call),
             method::MOUNT => calls::mount(daemon, &parse(params)?, call, true),
             method::UMOUNT => value(calls::umount(daemon, &parse(params)?)),
+            method::BRANCH_CREATE => branches::create(daemon, &parse(params)?, call),
+            method::BRANCH_DELETE => value(branches::delete(daemon, &parse(params)?)),
+            method::BRANCH_UNDELETE => branches::undelete(daemon, &parse(params)?, call),
+            method::WORKTREE_REMOVE => value(branches::remove_worktree(daemon, &parse(params)?)),
+            method::SNAPSHOT_CREATE => value(snapshots::create(daemon, &parse(params)?)),
+            method::SNAPSHOT_RESTORE => value(snapshots::restore(daemon, &parse(params)?)),
+            method::SNAPSHOT_LIST => value(snapshots::list(daemon, &parse(params)?)),
+            method::SNAPSHOT_DELETE => value(snapshots::delete(daemon, &parse(params)?)),
             method::STATUS => value(report::status(daemon)),
             method::STATS => value(report::stats(daemon)),
             method::CHECK => value(check::check(daemon, call)),

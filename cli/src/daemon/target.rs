@@ -1,5 +1,6 @@
 //! What is to be mounted: from the words of the user, or from git's HEAD, to a branch of the store.
 
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use agentfs_engine::store::Branch;
@@ -162,8 +163,8 @@ pub fn import(
 }
 
 /// Lets go of the branch of a target that is to be mounted if it is checked out in another worktree,
-/// ours or not: whoever committed in one of the two would change the other. The caller holds
-/// [`Daemon::lock_names`] until its own worktree has a place.
+/// ours or not, and returns where: whoever committed in one of the two would change the other. The
+/// caller holds [`Daemon::lock_names`] until its own worktree has a place.
 ///
 /// # Errors
 /// If the repository cannot be read.
@@ -171,16 +172,16 @@ pub fn detach_if_held(
     daemon: &Daemon,
     repository: &OpenRepository,
     target: &mut Target,
-) -> Result<()> {
-    if let (Some(name), Some(_)) = (&target.branch, &target.commit) {
-        let ours = daemon.worktrees.holder_of(&repository.record.name, name);
-        if let Some(holder) = ours.or(repository.git()?.checkout_of(name)) {
-            let holder = holder.display();
-            target.note = Some(format!("{name} is checked out at {holder}: HEAD is detached here"));
-            target.branch = None;
-        }
+) -> Result<Option<PathBuf>> {
+    let (Some(name), Some(_)) = (&target.branch, &target.commit) else { return Ok(None) };
+    let ours = daemon.worktrees.holder_of(&repository.record.name, name);
+    let holder = ours.or(repository.git()?.checkout_of(name));
+    if let Some(holder) = &holder {
+        let shown = holder.display();
+        target.note = Some(format!("{name} is checked out at {shown}: HEAD is detached here"));
+        target.branch = None;
     }
-    Ok(())
+    Ok(holder)
 }
 
 /// The branch of the store for `target`, whose directory object is `root`. The caller holds

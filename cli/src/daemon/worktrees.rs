@@ -102,6 +102,11 @@ impl Worktrees {
         self.lock().iter().map(|(dir, slot)| (dir.clone(), slot.clone())).collect()
     }
 
+    /// What is at `dir`.
+    pub fn get(&self, dir: &Path) -> Option<Slot> {
+        self.lock().get(dir).cloned()
+    }
+
     /// The directory of the worktree of branch `name` of `repository`.
     pub fn holder_of(&self, repository: &str, name: &str) -> Option<PathBuf> {
         let slots = self.lock();

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use super::Finding;
 use crate::base::Base;
 use crate::error::{Error, Result};
-use crate::id::{BranchNumber, Ino, Sequence};
+use crate::id::{BranchNumber, Ino, LayerNumber, Sequence};
 use crate::outbox::{Examination, Examined, segment_number_of};
-use crate::overlay::{Known, Overlay};
+use crate::overlay::{Known, Next, Overlay};
 use crate::store::{
-    Branch, Record, Row, Snapshot, Store, Table, decode_sealed, drained_of, rows_of,
+    Branch, Line, Record, Row, Snapshot, Store, Table, decode_sealed, drained_of, line_of, rows_of,
 };
 
 /// How often the rows and the outbox are looked at until they are of one moment. A drain takes far
@@ -52,7 +52,8 @@ pub(super) fn shown(branch: &Branch) -> String {
 /// The rows of a branch, and its outbox, of one moment.
 struct Moment {
     snapshot: Arc<Snapshot>,
-    drained: Option<(Sequence, u64)>,
+    /// Where the branch stands, and up to which record it is drained.
+    head: Option<(LayerNumber, Sequence)>,
     outbox: Result<Option<Examination>>,
 }
 
@@ -72,9 +73,9 @@ impl Moment {
             if !is_recorded(&snapshot, branch)? {
                 return Ok(None);
             }
-            let drained = drained_of(&snapshot, branch.number)?;
-            if drained == before {
-                return Ok(Some(Self { snapshot, drained, outbox }));
+            let head = drained_of(&snapshot, branch.number)?;
+            if head == before {
+                return Ok(Some(Self { snapshot, head, outbox }));
             }
         }
         Err(Error::corrupt(
@@ -93,7 +94,8 @@ fn is_recorded(snapshot: &Snapshot, branch: &Branch) -> Result<bool> {
 }
 
 /// Gathers what `branch` has changed; `None` if that is nothing or cannot be told. What cannot be read
-/// is reported.
+/// is reported. A branch that stands on what another has not drained yet is told nothing of: that is
+/// verified with the other.
 pub(super) fn gather(
     store: &Arc<Store>,
     branch: &Branch,
@@ -107,6 +109,20 @@ pub(super) fn gather(
             return None;
         }
     };
+    let layer = moment.head.map_or(LayerNumber::first_of(branch.number), |(layer, _)| layer);
+    let line = match line_of(&moment.snapshot, layer, Some(branch.number)) {
+        Ok(Line { waits: Some((_, origin, _)), .. }) if is_known(store, origin) => return None,
+        Ok(Line { waits: Some((layer, origin, _)), .. }) => {
+            let record = format!("layer {layer}");
+            find(Finding::Dangling { record, names: format!("branch number {origin}") });
+            return None;
+        }
+        Ok(line) => line,
+        Err(error) => {
+            find(Finding::BadEntry { table: Table::Layers.name(), why: error.to_string() });
+            return None;
+        }
+    };
     let mut changed = Changed {
         name,
         overlay: Overlay::default(),
@@ -117,11 +133,11 @@ pub(super) fn gather(
         rows: (0, 0),
         examined: Examined::default(),
     };
-    changed.read_rows(branch.number, moment.drained, find);
-    let drained = moment.drained.map_or(Sequence::NONE, |(drained, _)| drained);
+    changed.read_rows(&line, moment.head.is_some(), find);
+    let drained = moment.head.map_or(Sequence::NONE, |(_, drained)| drained);
     match moment.outbox {
         Ok(None) => {}
-        Ok(Some(outbox)) => changed.read_outbox(&outbox, drained, find),
+        Ok(Some(outbox)) => changed.read_outbox(store, &outbox, drained, find),
         Err(error) => {
             changed.whole = false;
             find(bad_outbox(error, &changed.name));
@@ -154,7 +170,11 @@ pub(super) fn is_used(store: &Store, number: BranchNumber) -> bool {
         Ok(None) => false,
         Err(error) => error.is_corruption(),
     };
-    used && store.branches().is_ok_and(|now| now.iter().all(|branch| branch.number != number))
+    used && !is_known(store, number)
+}
+
+fn is_known(store: &Store, number: BranchNumber) -> bool {
+    store.branches().map_or(true, |now| now.iter().any(|branch| branch.number == number))
 }
 
 /// What was met before anything of a branch was read.
@@ -163,7 +183,7 @@ fn unreadable(error: Error, branch: &str) -> Finding {
         Error::Corrupt { ref what, .. } if what.starts_with("the outbox") => {
             bad_outbox(error, branch)
         }
-        error => Finding::BadEntry { table: Table::Overlays.name(), why: error.to_string() },
+        error => Finding::BadEntry { table: Table::Heads.name(), why: error.to_string() },
     }
 }
 
@@ -178,17 +198,25 @@ fn bad_outbox(error: Error, branch: &str) -> Finding {
 }
 
 impl Changed {
-    fn read_rows(
-        &mut self,
-        number: BranchNumber,
-        drained: Option<(Sequence, u64)>,
-        find: &mut dyn FnMut(Finding),
-    ) {
+    fn read_rows(&mut self, line: &Line, has_head: bool, find: &mut dyn FnMut(Finding)) {
+        let highest = line.layers.iter().map(|layer| self.read_layer(*layer, find)).max();
+        let highest = highest.unwrap_or_default();
+        let branch = self.name.clone();
+        if !has_head && self.rows != (0, 0) {
+            self.whole = false;
+            find(Finding::NotDrained { branch });
+        } else if highest > line.last_new {
+            find(Finding::WrongHighest { branch, stated: line.last_new, found: highest });
+        }
+    }
+
+    /// Reads the rows of a layer; returns the highest number of a new inode in it.
+    fn read_layer(&mut self, layer: LayerNumber, find: &mut dyn FnMut(Finding)) -> u64 {
         let mut highest = 0;
         // Positions are given once in a directory; rows come directory by directory.
         let mut positions = (Ino(0), HashSet::new());
         let snapshot = Arc::clone(&self.snapshot);
-        let scanned = rows_of(&snapshot, number, |row| match row {
+        let mut take = |row: Result<Row<'_>>| match row {
             Ok(Row::Inode(ino, node)) => {
                 self.rows.0 += 1;
                 if ino.is_new() {
@@ -202,7 +230,7 @@ impl Changed {
                     positions = (dir, HashSet::new());
                 }
                 let wrong = match known {
-                    Known::Added(_, position) if !positions.1.insert(position) => {
+                    Some(Known::Added(_, position)) if !positions.1.insert(position) => {
                         Some(format!("is listed at position {position} like another name"))
                     }
                     _ if !self.overlay.load_entry(dir, name, known) => {
@@ -211,7 +239,7 @@ impl Changed {
                     _ => None,
                 };
                 if let Some(why) = wrong {
-                    if let Known::Added(ino, _) = known {
+                    if let Some(Known::Added(ino, _)) = known {
                         self.strays.push(ino);
                     }
                     find(self.bad_name(dir, name, why));
@@ -220,30 +248,25 @@ impl Changed {
             Err(error) => {
                 self.whole = false;
                 // The text names the entry.
-                let table = Table::OverlayInodes.name();
+                let table = Table::LayerInodes.name();
                 find(Finding::BadEntry { table, why: error.to_string() });
             }
+        };
+        let scanned = rows_of(&snapshot, layer, |row| {
+            take(row);
+            Ok(())
         });
         if let Err(error) = scanned {
             self.whole = false;
-            let table = Table::OverlayInodes.name();
+            let table = Table::LayerInodes.name();
             find(Finding::BadTable { table, why: error.to_string() });
         }
-        match drained {
-            Some((_, stated)) if highest > stated => {
-                let branch = self.name.clone();
-                find(Finding::WrongHighest { branch, stated, found: highest });
-            }
-            None if self.rows != (0, 0) => {
-                self.whole = false;
-                find(Finding::NotDrained { branch: self.name.clone() });
-            }
-            _ => {}
-        }
+        highest
     }
 
     fn read_outbox(
         &mut self,
+        store: &Store,
         outbox: &Examination,
         drained: Sequence,
         find: &mut dyn FnMut(Finding),
@@ -252,10 +275,14 @@ impl Changed {
         let mut refused = None;
         let read = outbox.read(drained, &mut |record| {
             let body = record.body.clone();
-            overlay.replay(record.head, body, record.body_len).inspect_err(|_| {
+            let next = overlay.replay(record.head, body, record.body_len).inspect_err(|_| {
                 let place = (record.body.segment_number(), record.body.offset());
                 refused = Some((place, record.sequence));
-            })
+            })?;
+            if let Next::Stands(_, on) = next {
+                *overlay = on.map_or_else(|| Ok(Overlay::default()), |on| store.layer(on))?;
+            }
+            Ok(())
         });
         match read {
             Ok(examined) => self.examined = examined,

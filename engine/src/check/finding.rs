@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, Ino, Sequence, TreeId};
+use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, Ino, LayerNumber, Sequence, TreeId};
 use crate::store::Object;
 
 /// One thing that is wrong with a store.
@@ -100,11 +100,16 @@ pub enum Finding {
         /// What it names.
         names: String,
     },
-    /// There are rows of changes of a branch that is not on record.
-    RowsOfNoBranch {
+    /// A row says where a branch stands that is not on record.
+    HeadOfNoBranch {
         /// The number of the branch.
         number: BranchNumber,
-        /// How many rows there are.
+    },
+    /// There is a layer on which neither a branch nor a snapshot stands.
+    LayerOfNobody {
+        /// The layer.
+        layer: LayerNumber,
+        /// How many rows it has.
         rows: u64,
     },
     /// There is an outbox with records of a branch that is not on record.
@@ -206,11 +211,11 @@ impl fmt::Display for Finding {
             Self::Dangling { record, names } => {
                 write!(f, "{record} names {names}, which is unknown")
             }
-            Self::RowsOfNoBranch { number, rows } => {
-                write!(
-                    f,
-                    "{rows} rows of changes belong to branch number {number}, which is unknown"
-                )
+            Self::HeadOfNoBranch { number } => {
+                write!(f, "a row says where branch number {number} stands, which is unknown")
+            }
+            Self::LayerOfNobody { layer, rows } => {
+                write!(f, "no branch and no snapshot needs the {rows} rows of layer {layer}")
             }
             Self::OutboxOfNoBranch { number } => {
                 write!(f, "an outbox belongs to branch number {number}, which is unknown")

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::Finding;
 use crate::content::StreamedContent;
 use crate::error::Result;
-use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, TreeId};
+use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, LayerNumber, TreeId};
 use crate::store::{
-    At, Branch, Extent, Object, Place, Record, Repository, Snapshot, Stored, Table, WorktreeRecord,
-    branch_of, content_key, corrupt_entry, decode_manifest, decode_sealed, decode_stored,
-    decode_subtree, empty_content, oid_from_git_tree_key, oid_from_key, oid_key, unseal,
+    At, Branch, Extent, Layer, Object, Place, Record, Repository, Snapshot, SnapshotRecord, Stored,
+    Table, WorktreeRecord, content_key, corrupt_entry, decode_head, decode_manifest, decode_sealed,
+    decode_stored, decode_subtree, empty_content, number_of, oid_from_git_tree_key, oid_from_key,
+    oid_key, unseal,
 };
 use crate::tree::Subtree;
 
@@ -38,8 +39,11 @@ pub(super) struct Index {
     pub(super) repositories: Vec<Repository>,
     pub(super) branches: Vec<Branch>,
     pub(super) worktrees: Vec<WorktreeRecord>,
-    /// How many rows of changes there are of each branch.
-    pub(super) rows: BTreeMap<BranchNumber, u64>,
+    pub(super) snapshots: Vec<SnapshotRecord>,
+    /// The layer that takes the changes of a branch.
+    pub(super) heads: BTreeMap<BranchNumber, LayerNumber>,
+    /// What each layer lies on, and how many rows it has.
+    pub(super) layers: BTreeMap<LayerNumber, (Option<LayerNumber>, u64)>,
 }
 
 impl Index {
@@ -93,17 +97,30 @@ impl Index {
             Ok(())
         });
         // What the rows say is the business of those who read a branch.
-        for table in [Table::Overlays, Table::OverlayInodes, Table::OverlayEntries] {
+        for table in [Table::LayerInodes, Table::LayerEntries] {
             tables.each(table, |key, value| {
-                let number = branch_of(key).ok_or_else(|| corrupt_entry(table, key, BAD_KEY))?;
-                *index.rows.entry(number).or_default() += 1;
+                index.layers.entry(LayerNumber(number(table, key)?)).or_default().1 += 1;
                 unseal(table, key, value).map(drop)
             });
         }
+        tables.each(Table::Layers, |key, value| {
+            let number = LayerNumber(number(Table::Layers, key)?);
+            let layer = index.layers.entry(number).or_default();
+            layer.1 += 1;
+            layer.0 = decode_sealed(Table::Layers, key, value, Layer::decode)?.below;
+            Ok(())
+        });
+        tables.each(Table::Heads, |key, value| {
+            let number = BranchNumber(number(Table::Heads, key)?);
+            let (layer, _) = decode_sealed(Table::Heads, key, value, decode_head)?;
+            index.heads.insert(number, layer);
+            Ok(())
+        });
         tables.each(Table::Meta, |key, value| unseal(Table::Meta, key, value).map(drop));
         index.repositories = tables.records(Table::Repositories);
         index.branches = tables.records(Table::Branches);
         index.worktrees = tables.records(Table::Worktrees);
+        index.snapshots = tables.records(Table::Snapshots);
         index.objects.sort_unstable_by_key(|located| located.extent);
         index.blobs.sort_unstable_by_key(|(stored, _)| stored.id);
         index.git_trees.sort_unstable_by_key(|(subtree, _)| subtree.id);
@@ -118,6 +135,23 @@ impl Index {
         });
         let manifests = self.manifests.iter().map(|manifest| (manifest.id, manifest.size));
         single.chain(manifests).chain([(empty_content(), 0)]).collect()
+    }
+
+    /// The layers on which a branch or a snapshot stands.
+    pub(super) fn needed_layers(&self) -> HashSet<LayerNumber> {
+        let heads = self.branches.iter().map(|branch| {
+            let head = self.heads.get(&branch.number).copied();
+            head.unwrap_or(LayerNumber::first_of(branch.number))
+        });
+        let mut open: Vec<_> =
+            heads.chain(self.snapshots.iter().filter_map(|snapshot| snapshot.layer)).collect();
+        let mut needed = HashSet::new();
+        while let Some(layer) = open.pop() {
+            if needed.insert(layer) {
+                open.extend(self.layers.get(&layer).and_then(|(below, _)| *below));
+            }
+        }
+        needed
     }
 
     /// The git blobs that the map gives to `content`.
@@ -188,6 +222,11 @@ fn locate(object: Object, value: &[u8]) -> Result<Located> {
         At::Segment(extent) => Some(extent),
     };
     Ok(Located { object, extent, raw_len: place.raw_len })
+}
+
+/// The number with which a key begins.
+fn number(table: Table, key: &[u8]) -> Result<u64> {
+    number_of(key).ok_or_else(|| corrupt_entry(table, key, BAD_KEY))
 }
 
 fn digest(table: Table, key: &[u8]) -> Result<[u8; 32]> {

@@ -7,7 +7,7 @@
 use super::extents::Source;
 use super::inode::Inode;
 use crate::fields::Fields;
-use crate::id::{ChunkId, Ino};
+use crate::id::{ChunkId, Ino, LayerNumber};
 use crate::limits::{NAME_BYTES_MAX, SYMLINK_BYTES_MAX, XATTR_BYTES_MAX};
 
 /// How one thing is from now on.
@@ -72,6 +72,12 @@ pub enum Put<'a> {
     },
     /// An inode is gone, with everything in it.
     Forget(Ino),
+    /// What follows goes into this layer; the one before it is sealed. A record says nothing else
+    /// beside it.
+    Seal(LayerNumber),
+    /// What follows goes into this layer, which lies on another one, or on the bare base: everything is as
+    /// it is there. That one is drained. A record says nothing else beside it.
+    Stand(LayerNumber, Option<LayerNumber>),
 }
 
 const INODE: u8 = 1;
@@ -84,6 +90,8 @@ const DATA: u8 = 7;
 const HOLE: u8 = 8;
 const SHARE: u8 = 9;
 const FORGET: u8 = 10;
+const SEAL: u8 = 11;
+const STAND: u8 = 12;
 
 const SOURCE_CHUNK: u8 = 1;
 const SOURCE_BASE: u8 = 2;
@@ -139,6 +147,11 @@ impl<'a> Put<'a> {
                 encode_source(source, out);
             }
             Self::Forget(ino) => start(FORGET, ino),
+            Self::Seal(layer) => start(SEAL, &Ino(layer.0)),
+            Self::Stand(layer, on) => {
+                start(STAND, &Ino(layer.0));
+                out.extend_from_slice(&on.map_or(0, |on| on.0).to_le_bytes());
+            }
         }
     }
 
@@ -177,6 +190,11 @@ impl<'a> Put<'a> {
                 Self::Share { ino, offset, len, source: decode_source(fields)? }
             }
             FORGET => Self::Forget(ino),
+            SEAL => Self::Seal(LayerNumber(ino.0)),
+            STAND => {
+                let on = fields.u64()?;
+                Self::Stand(LayerNumber(ino.0), (on != 0).then_some(LayerNumber(on)))
+            }
             _ => return None,
         })
     }

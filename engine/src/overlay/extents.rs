@@ -1,7 +1,8 @@
 //! Where the bytes of a changed file lie, range by range. What no extent covers is a hole.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Bound, Range};
+
+use imbl::OrdMap;
 
 use crate::id::{ChunkId, Ino};
 use crate::outbox::Place;
@@ -38,22 +39,107 @@ pub struct Extent {
     pub source: Source,
 }
 
-/// The extents of a file by where they begin. They do not overlap.
+/// The extents of a file by where they begin. They do not overlap. A copy shares what both have.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Extents {
-    by_start: BTreeMap<u64, Extent>,
+    runs: Runs,
     allocated: u64,
+}
+
+/// A file has few extents, unless it is written at random; a tree takes a kilobyte for the first.
+#[derive(Clone, Debug, PartialEq)]
+enum Runs {
+    /// In order, at most [`FEW_MAX`].
+    Few(Vec<(u64, Extent)>),
+    Many(OrdMap<u64, Extent>),
+}
+
+/// Up to so many extents are kept in a row.
+const FEW_MAX: usize = 8;
+
+impl Default for Runs {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+impl Runs {
+    fn len(&self) -> usize {
+        match self {
+            Self::Few(few) => few.len(),
+            Self::Many(many) => many.len(),
+        }
+    }
+
+    /// The extents that begin in `range`, in order.
+    fn range(&self, range: Range<u64>) -> impl DoubleEndedIterator<Item = (u64, &Extent)> {
+        let (few, many) = match self {
+            Self::Few(few) => {
+                let first = few.partition_point(|(start, _)| *start < range.start);
+                let end = few.partition_point(|(start, _)| *start < range.end);
+                (&few[first..end.max(first)], None)
+            }
+            Self::Many(many) => {
+                let bounds = (Bound::Included(range.start), Bound::Excluded(range.end));
+                (&[][..], Some(many.range::<_, u64>(bounds)))
+            }
+        };
+        let few = few.iter().map(|(start, extent)| (*start, extent));
+        few.chain(many.into_iter().flatten().map(|(start, extent)| (*start, extent)))
+    }
+
+    /// The last extent that begins before `offset`.
+    fn before(&self, offset: u64) -> Option<(u64, &Extent)> {
+        self.range(0..offset).next_back()
+    }
+
+    /// Puts an extent at `start`, instead of one that begins there.
+    fn insert(&mut self, start: u64, extent: Extent) {
+        match self {
+            Self::Few(few) => match few.binary_search_by_key(&start, |(start, _)| *start) {
+                Ok(at) => few[at].1 = extent,
+                Err(at) if few.len() < FEW_MAX => {
+                    few.reserve_exact(1);
+                    few.insert(at, (start, extent));
+                }
+                Err(_) => {
+                    let mut many: OrdMap<_, _> = std::mem::take(few).into_iter().collect();
+                    many.insert(start, extent);
+                    *self = Self::Many(many);
+                }
+            },
+            Self::Many(many) => {
+                many.insert(start, extent);
+            }
+        }
+    }
+
+    fn remove(&mut self, start: u64) -> Option<Extent> {
+        match self {
+            Self::Few(few) => {
+                let at = few.binary_search_by_key(&start, |(start, _)| *start).ok()?;
+                Some(few.remove(at).1)
+            }
+            Self::Many(many) => {
+                let removed = many.remove(&start);
+                if many.is_empty() {
+                    *self = Self::default();
+                }
+                removed
+            }
+        }
+    }
 }
 
 impl Extents {
     /// The extents in order, each with where it begins.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Extent)> {
-        self.by_start.iter().map(|(&start, extent)| (start, extent))
+        self.runs.range(0..u64::MAX)
     }
 
     /// Number of extents.
     pub fn len(&self) -> usize {
-        self.by_start.len()
+        self.runs.len()
     }
 
     /// Bytes that are not in holes.
@@ -63,7 +149,7 @@ impl Extents {
 
     /// Whether some bytes lie in the outbox.
     pub fn any_fresh(&self) -> bool {
-        self.by_start.values().any(|extent| matches!(extent.source, Source::Fresh(_)))
+        self.iter().any(|(_, extent)| matches!(extent.source, Source::Fresh(_)))
     }
 
     /// Puts `range` at `source`. An empty range changes nothing.
@@ -80,17 +166,22 @@ impl Extents {
             return;
         }
         let mut tail = None;
-        if let Some((&start, extent)) = self.by_start.range_mut(..range.start).next_back()
+        let before = self.runs.before(range.start).map(|(start, extent)| (start, extent.clone()));
+        if let Some((start, mut extent)) = before
             && start + extent.len > range.start
         {
             let end = start + extent.len;
             tail = (end > range.end).then(|| (end, extent.source.skip(range.end - start)));
             extent.len = range.start - start;
+            self.runs.insert(start, extent);
             self.allocated -= end - range.start;
         }
-        while let Some((&start, _)) = self.by_start.range(range.clone()).next()
-            && let Some(extent) = self.by_start.remove(&start)
-        {
+        loop {
+            let next = self.runs.range(range.clone()).next().map(|(start, _)| start);
+            let Some((start, extent)) = next.and_then(|at| Some((at, self.runs.remove(at)?)))
+            else {
+                break;
+            };
             let end = start + extent.len;
             tail = (end > range.end).then(|| (end, extent.source.skip(range.end - start)));
             self.allocated -= extent.len;
@@ -102,17 +193,17 @@ impl Extents {
 
     fn insert(&mut self, start: u64, extent: Extent) {
         self.allocated += extent.len;
-        self.by_start.insert(start, extent);
+        self.runs.insert(start, extent);
     }
 
     /// The parts of extents that lie in `range`, in order.
     pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = (u64, Extent)> {
-        let first = match self.by_start.range(..range.start).next_back() {
-            Some((&start, extent)) if start + extent.len > range.start => start,
+        let first = match self.runs.before(range.start) {
+            Some((start, extent)) if start + extent.len > range.start => start,
             _ => range.start,
         };
         let end = range.end.max(first);
-        self.by_start.range(first..end).filter_map(move |(&start, extent)| {
+        self.runs.range(first..end).filter_map(move |(start, extent)| {
             let from = start.max(range.start);
             let to = (start + extent.len).min(range.end);
             let source = (from < to).then(|| extent.source.skip(from - start))?;

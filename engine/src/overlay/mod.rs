@@ -2,6 +2,10 @@
 //!
 //! The overlay is state without I/O: it applies changes, and remembers what a drain has not written
 //! into the store yet. Where an inode or a name is not in it, the base speaks.
+//!
+//! Its maps are persistent: a copy shares everything with the original and costs the same for any
+//! number of changes, and what is changed later is copied then, a few nodes of a tree at a time. So a
+//! snapshot, a fork or a drain takes a copy and needs no lock after that.
 
 mod change;
 mod directory;
@@ -13,16 +17,19 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 pub use change::Put;
 pub use directory::{Directory, Known};
 pub use extents::{Extent, Extents, Source};
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 pub use inode::Inode;
 pub(crate) use row::{EntryRow, InodeRow};
 
 use crate::error::{Error, Result};
 use crate::fields::Fields;
-use crate::id::Ino;
+use crate::id::{Ino, LayerNumber};
 use crate::outbox::Place;
 use crate::worktree::NodeKind;
 
@@ -30,7 +37,7 @@ use crate::worktree::NodeKind;
 pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// A changed inode.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     /// Its attributes.
     pub inode: Inode,
@@ -41,7 +48,7 @@ pub struct Node {
 }
 
 /// The content of a changed inode.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Body {
     /// That of the inode of the same number in the base.
     Base,
@@ -70,15 +77,75 @@ impl Dirty {
         self.inodes.is_empty() && self.names.is_empty()
     }
 
+    /// Adds what has changed according to `other`.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.inodes.extend(other.inodes);
+        for (dir, names) in other.names {
+            self.names.entry(dir).or_default().extend(names);
+        }
+    }
+
     fn name(&mut self, dir: Ino, name: &[u8]) {
         self.names.entry(dir).or_default().insert(name.into());
+    }
+}
+
+/// What a record was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A change, which was applied.
+    Changed,
+    /// The layer is sealed, and what follows goes into this one.
+    Sealed(LayerNumber),
+    /// What follows goes into this layer, which lies on that one, or on the bare base.
+    Stands(LayerNumber, Option<LayerNumber>),
+}
+
+/// Where two overlays differ.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// Inodes with other attributes or content, or that are in one of them only.
+    pub inodes: Vec<Ino>,
+    /// Names that stand for something else, each with its directory.
+    pub names: Vec<(Ino, Box<[u8]>)>,
+}
+
+impl Difference {
+    /// What differs between `old` and `new`. What both share is not looked at.
+    pub(crate) fn between(old: &Overlay, new: &Overlay) -> Self {
+        let mut difference = Self::default();
+        for item in old.nodes.diff(&new.nodes) {
+            let (ino, old, new) = match item {
+                DiffItem::Add(ino, new) => (*ino, None, Some(new)),
+                DiffItem::Update { old: (ino, old), new: (_, new) } => (*ino, Some(old), Some(new)),
+                DiffItem::Remove(ino, old) => (*ino, Some(old), None),
+            };
+            difference.inodes.push(ino);
+            let (old, new) = (old.and_then(entries), new.and_then(entries));
+            let names = old.into_iter().chain(new).flat_map(Directory::names);
+            let find = |directory: Option<&Directory>, name: &[u8]| {
+                directory.and_then(|directory| directory.find(name))
+            };
+            let other = names.filter(|name| find(old, name) != find(new, name));
+            difference.names.extend(other.map(|name| (ino, name.into())));
+        }
+        difference.names.sort_unstable();
+        difference.names.dedup();
+        difference
+    }
+}
+
+fn entries(node: &Arc<Node>) -> Option<&Directory> {
+    match &node.body {
+        Body::Directory(directory) => Some(directory),
+        _ => None,
     }
 }
 
 /// All that a branch has changed.
 #[derive(Debug, Default)]
 pub struct Overlay {
-    nodes: HashMap<Ino, Node>,
+    nodes: OrdMap<Ino, Arc<Node>>,
     /// The highest number that a new inode has had.
     last_new: u64,
     dirty: Dirty,
@@ -87,7 +154,7 @@ pub struct Overlay {
 impl Overlay {
     /// A changed inode.
     pub fn node(&self, ino: Ino) -> Option<&Node> {
-        self.nodes.get(&ino)
+        self.nodes.get(&ino).map(|node| &**node)
     }
 
     /// What has changed in a directory.
@@ -98,9 +165,14 @@ impl Overlay {
         }
     }
 
-    /// The changed inodes, in no order.
+    /// The changed inodes, in order.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = (Ino, &Node)> {
-        self.nodes.iter().map(|(&ino, node)| (ino, node))
+        self.nodes.iter().map(|(&ino, node)| (ino, &**node))
+    }
+
+    /// A copy, of which everything counts as drained.
+    pub(crate) fn copy(&self) -> Self {
+        Self { nodes: self.nodes.clone(), last_new: self.last_new, dirty: Dirty::default() }
     }
 
     /// The number that the next new inode is to have. Numbers are never used again.
@@ -114,25 +186,24 @@ impl Overlay {
             Put::Inode(ino, inode) => {
                 self.dirty.inodes.insert(*ino);
                 self.last_new = self.last_new.max(ino.0);
-                match self.nodes.get_mut(ino) {
+                match self.node_mut(*ino) {
                     Some(node) => node.inode = *inode,
                     None => {
-                        let node =
-                            Node { inode: *inode, body: Body::new(inode.kind), xattrs: None };
-                        self.nodes.insert(*ino, node);
+                        let body = Body::new(inode.kind);
+                        self.insert(*ino, Node { inode: *inode, body, xattrs: None });
                     }
                 }
             }
             Put::CopyUp(ino, inode) => {
                 self.dirty.inodes.insert(*ino);
-                match self.nodes.get_mut(ino) {
+                match self.node_mut(*ino) {
                     Some(node) => node.inode = *inode,
                     None => {
                         let body = match inode.kind {
                             NodeKind::Directory => Body::new(inode.kind),
                             _ => Body::Base,
                         };
-                        self.nodes.insert(*ino, Node { inode: *inode, body, xattrs: None });
+                        self.insert(*ino, Node { inode: *inode, body, xattrs: None });
                     }
                 }
             }
@@ -145,21 +216,18 @@ impl Overlay {
             Put::Remove { dir, name, hides } => {
                 self.dirty.name(*dir, name);
                 if let Some(directory) = self.directory_mut(*dir) {
-                    directory.remove_added(name);
-                    if *hides {
-                        directory.hide(name);
-                    }
+                    if *hides { directory.hide(name) } else { directory.leave(name) }
                 }
             }
             Put::Target(ino, target) => {
                 self.dirty.inodes.insert(*ino);
-                if let Some(node) = self.nodes.get_mut(ino) {
+                if let Some(node) = self.node_mut(*ino) {
                     node.body = Body::Target((*target).into());
                 }
             }
             Put::Xattr(ino, name, value) => {
                 self.dirty.inodes.insert(*ino);
-                if let Some(node) = self.nodes.get_mut(ino) {
+                if let Some(node) = self.node_mut(*ino) {
                     node.set_xattr(name, *value);
                 }
             }
@@ -175,14 +243,17 @@ impl Overlay {
                 self.change_file(*ino, *offset..*offset + *len, Some(source.clone()));
             }
             Put::Forget(ino) => self.forget(*ino),
+            // Whoever keeps the layers takes what has changed until here.
+            Put::Seal(_) | Put::Stand(..) => {}
         }
     }
 
     /// Applies the change that the head of a record holds; its body is `body_len` bytes at `body`.
+    /// Returns what it says of layers, which is the caller's to do.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for bytes that are no change: nothing is applied then.
-    pub fn replay(&mut self, head: &[u8], body: Place, body_len: u64) -> Result<()> {
+    pub fn replay(&mut self, head: &[u8], body: Place, body_len: u64) -> Result<Next> {
         let bad = |why| Error::corrupt("a record of the outbox", why);
         let mut fields = Fields(head);
         let mut puts = Vec::new();
@@ -197,11 +268,19 @@ impl Overlay {
         if data != body_len {
             return Err(bad("its body does not have the stated length"));
         }
+        match puts[..] {
+            [Put::Seal(layer)] => return Ok(Next::Sealed(layer)),
+            [Put::Stand(layer, on)] => return Ok(Next::Stands(layer, on)),
+            _ => {}
+        }
+        if puts.iter().any(|put| matches!(put, Put::Seal(_) | Put::Stand(..))) {
+            return Err(bad("it begins a layer and changes something"));
+        }
         let mut body = Some(body);
         for put in &puts {
             self.apply(put, &mut body);
         }
-        Ok(())
+        Ok(Next::Changed)
     }
 
     /// Takes what has changed since the last call.
@@ -211,10 +290,7 @@ impl Overlay {
 
     /// Takes back what was taken and could not be written.
     pub(crate) fn give_back(&mut self, dirty: Dirty) {
-        self.dirty.inodes.extend(dirty.inodes);
-        for (dir, names) in dirty.names {
-            self.dirty.names.entry(dir).or_default().extend(names);
-        }
+        self.dirty.extend(dirty);
     }
 
     /// Whether something has changed since the last drain began.
@@ -224,7 +300,7 @@ impl Overlay {
 
     /// Takes from `after` where the bytes of a drained file lie.
     pub(crate) fn settle(&mut self, ino: Ino, before: &Extents, after: &Extents) {
-        if let Some(Node { body: Body::File(extents), .. }) = self.nodes.get_mut(&ino) {
+        if let Some(Node { body: Body::File(extents), .. }) = self.node_mut(ino) {
             extents.settle(before, after);
         }
     }
@@ -239,7 +315,7 @@ impl Overlay {
 
     fn change_file(&mut self, ino: Ino, range: Range<u64>, source: Option<Source>) {
         self.dirty.inodes.insert(ino);
-        let Some(node) = self.nodes.get_mut(&ino) else { return };
+        let Some(node) = self.node_mut(ino) else { return };
         if matches!(node.body, Body::Base) {
             node.body = Body::File(Box::default());
         }
@@ -253,16 +329,26 @@ impl Overlay {
 
     fn forget(&mut self, ino: Ino) {
         self.dirty.inodes.insert(ino);
-        if let Some(Node { body: Body::Directory(directory), .. }) = self.nodes.remove(&ino) {
-            let names = directory.hidden().chain(directory.added_from(0).map(|(_, name, _)| name));
-            for name in names {
+        if let Some(node) = self.nodes.remove(&ino)
+            && let Body::Directory(directory) = &node.body
+        {
+            for name in directory.names() {
                 self.dirty.name(ino, name);
             }
         }
     }
 
+    fn insert(&mut self, ino: Ino, node: Node) {
+        self.nodes.insert(ino, Arc::new(node));
+    }
+
+    /// An inode to be changed: its own from now on, whoever shared it.
+    fn node_mut(&mut self, ino: Ino) -> Option<&mut Node> {
+        self.nodes.get_mut(&ino).map(Arc::make_mut)
+    }
+
     fn directory_mut(&mut self, ino: Ino) -> Option<&mut Directory> {
-        match &mut self.nodes.get_mut(&ino)?.body {
+        match &mut self.node_mut(ino)?.body {
             Body::Directory(directory) => Some(directory),
             _ => None,
         }

@@ -93,36 +93,51 @@ impl InodeRow {
 pub(crate) struct EntryRow;
 
 impl EntryRow {
-    /// The value of the row.
-    pub(crate) fn encode(known: Known) -> Vec<u8> {
+    /// The value of the row. Without anything known it says that the name is left to the base,
+    /// whatever the layers below say.
+    pub(crate) fn encode(known: Option<Known>) -> Vec<u8> {
         let (ino, position) = match known {
-            Known::Added(ino, position) => (ino.0, position),
-            Known::Hidden => (0, 0),
+            Some(Known::Added(ino, position)) => (ino.0, position),
+            Some(Known::Hidden) => (0, 0),
+            None => (0, 1),
         };
         [ino.to_le_bytes(), position.to_le_bytes()].concat()
     }
 
     /// The inverse of [`EntryRow::encode`]; `None` for anything else.
-    pub(crate) fn decode(value: &[u8]) -> Option<Known> {
+    pub(crate) fn decode(value: &[u8]) -> Option<Option<Known>> {
         let mut fields = Fields(value);
-        let (ino, position) = (fields.u64()?, fields.u64()?);
-        let known = if ino == 0 { Known::Hidden } else { Known::Added(Ino(ino), position) };
+        let known = match (fields.u64()?, fields.u64()?) {
+            (0, 0) => Some(Known::Hidden),
+            (0, 1) => None,
+            (0, _) => return None,
+            (ino, position) => Some(Known::Added(Ino(ino), position)),
+        };
         fields.0.is_empty().then_some(known)
     }
 }
 
 impl Overlay {
-    /// Puts an inode into its place as the store has it. Inodes come before names.
-    pub(crate) fn load_inode(&mut self, ino: Ino, node: Node) {
-        self.nodes.insert(ino, node);
+    /// Puts an inode into its place as a layer has it, or takes it away. The entries of a directory
+    /// stay as the layers below have them. In each layer inodes come before names.
+    pub(crate) fn load_inode(&mut self, ino: Ino, node: Option<Node>) {
+        let Some(mut node) = node else {
+            self.nodes.remove(&ino);
+            return;
+        };
+        if let (Body::Directory(entries), Some(below)) = (&mut node.body, self.directory(ino)) {
+            **entries = below.clone();
+        }
+        self.insert(ino, node);
     }
 
-    /// Puts a name into its place as the store has it; `false` if there is no such directory.
-    pub(crate) fn load_entry(&mut self, dir: Ino, name: &[u8], known: Known) -> bool {
-        let Some(directory) = self.directory_mut(dir) else { return false };
+    /// Puts a name into its place as a layer has it; `false` if there is no such directory.
+    pub(crate) fn load_entry(&mut self, dir: Ino, name: &[u8], known: Option<Known>) -> bool {
+        let Some(directory) = self.directory_mut(dir) else { return known.is_none() };
         match known {
-            Known::Added(ino, position) => directory.add(name, ino, position),
-            Known::Hidden => directory.hide(name),
+            Some(Known::Added(ino, position)) => directory.add(name, ino, position),
+            Some(Known::Hidden) => directory.hide(name),
+            None => directory.leave(name),
         }
         true
     }

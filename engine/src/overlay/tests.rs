@@ -118,7 +118,7 @@ proptest! {
                 directory.add(&[name], Ino(u64::from(name)), position);
                 model.insert(name, position);
             } else {
-                directory.remove_added(&[name]);
+                directory.leave(&[name]);
                 model.remove(&name);
             }
             for name in 0..6 {
@@ -169,6 +169,9 @@ fn every_put_reads_back() {
         Put::Share { ino, offset: 1, len: 2, source: chunk },
         Put::Share { ino, offset: 1, len: 2, source: base(4) },
         Put::Forget(ino),
+        Put::Seal(LayerNumber(12)),
+        Put::Stand(LayerNumber(13), None),
+        Put::Stand(LayerNumber(14), Some(LayerNumber(12))),
     ];
     let mut bytes = Vec::new();
     puts.iter().for_each(|put| put.encode(&mut bytes));
@@ -204,7 +207,7 @@ fn every_row_reads_back() {
         let back = InodeRow::decode(&row).unwrap();
         assert_eq!(format!("{back:?}"), format!("{node:?}"));
     }
-    for known in [Known::Hidden, Known::Added(Ino(5), 6)] {
+    for known in [None, Some(Known::Hidden), Some(Known::Added(Ino(5), 6))] {
         assert_eq!(EntryRow::decode(&EntryRow::encode(known)), Some(known));
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, MutexGuard};
 
 use super::append::Tail;
-use super::database::{Changes, Database};
+use super::database::{Changes, Database, Snapshot};
 use super::records::{Record, branch_key, worktree_key};
 use super::segment::RecordHeader;
 use super::tables::{
@@ -288,7 +288,17 @@ impl<'s> Batch<'s> {
         Ok(keys)
     }
 
-    fn knows(&self, table: Table, key: &[u8]) -> Result<bool> {
+    /// The state before this batch.
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.core.snapshot.load_full()
+    }
+
+    /// Whether this batch removes `key`.
+    pub(super) fn removes(&self, table: Table, key: &[u8]) -> bool {
+        self.changes.get(&table).and_then(|changes| changes.get(key)).is_some_and(Option::is_none)
+    }
+
+    pub(super) fn knows(&self, table: Table, key: &[u8]) -> Result<bool> {
         if self.changes.get(&table).is_some_and(|changes| changes.contains_key(key)) {
             return Ok(true);
         }

@@ -20,8 +20,8 @@ mod claim;
 #[cfg(test)]
 mod crash_tests;
 mod database;
+mod layers;
 mod open;
-mod overlay;
 mod read;
 mod records;
 mod segment;
@@ -41,13 +41,15 @@ use arc_swap::ArcSwap;
 pub use batch::Batch;
 pub(crate) use claim::Claim;
 use claim::Claims;
-pub use records::{Branch, Repository, WorktreeRecord};
+pub use records::{Branch, Repository, SnapshotReason, SnapshotRecord, WorktreeRecord};
 pub use tables::Object;
 pub use writer::{Session, WriteItem, Writer};
 
 pub(crate) use database::Snapshot;
+pub(crate) use layers::{
+    Head, Layer, Line, Row, decode_head, drained_of, line_of, number_of, rows_of,
+};
 pub(crate) use open::tail_of;
-pub(crate) use overlay::{Row, branch_of, drained_of, rows_of};
 pub(crate) use read::{decode_verified, empty_content};
 pub(crate) use records::Record;
 pub(crate) use segment::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Segments, check_header};
@@ -72,7 +74,7 @@ const RENEWAL_TRIES: u32 = 100;
 const RENEWAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// The format of the store that this code reads and writes.
-pub const STORE_FORMAT: u32 = 1;
+pub const STORE_FORMAT: u32 = 2;
 
 /// A content that the store holds, as the git map knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +136,8 @@ pub struct StoreStatistics {
     pub manifests: u64,
     /// Git blobs whose content is known.
     pub blobs: u64,
+    /// Layers of changes.
+    pub layers: u64,
     /// Bytes of chunks and trees as they are stored.
     pub stored_bytes: u64,
     /// Bytes of chunks and trees before compression.
@@ -151,8 +155,8 @@ pub struct Store {
     writer: Writer,
     core: Arc<Core>,
     nodes: NodeCache,
-    /// The last number that a branch was given.
-    last_branch: AtomicU64,
+    /// The last number that a branch, a layer or a snapshot was given.
+    last_number: AtomicU64,
     claims: Arc<Claims>,
 }
 
@@ -201,12 +205,12 @@ impl Store {
         // The clock alone makes numbers unique. A record that cannot be read is a check's to report.
         let known = core.scan_sealed(Table::Branches, b"", Branch::decode).unwrap_or_default();
         let highest = known.iter().map(|branch| branch.number.0).max();
-        let last_branch = AtomicU64::new(highest.unwrap_or_default());
+        let last_number = AtomicU64::new(highest.unwrap_or_default());
         Ok(Arc::new(Self {
             writer,
             core,
             nodes: NodeCache::default(),
-            last_branch,
+            last_number,
             claims: Arc::default(),
         }))
     }
@@ -515,6 +519,7 @@ fn statistics(snapshot: &Snapshot) -> Result<StoreStatistics> {
         trees: snapshot.len(Table::Trees)?,
         manifests: snapshot.len(Table::Manifests)?,
         blobs: snapshot.len(Table::Blobs)?,
+        layers: snapshot.len(Table::Layers)?,
         ..StoreStatistics::default()
     };
     type MakeObject = fn([u8; 32]) -> Object;

@@ -6,7 +6,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::fields::Fields;
-use crate::id::{BranchNumber, GitOid, HashKind, TreeId};
+use crate::id::{BranchNumber, GitOid, HashKind, LayerNumber, TreeId};
+use crate::worktree::Timestamp;
 
 /// A git repository that the store knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,50 @@ pub struct Branch {
     pub detached: bool,
     /// The git directory of its worktree, kept while a branch with changes is not mounted.
     pub git_dir: Option<PathBuf>,
+}
+
+/// Why a snapshot was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotReason {
+    /// Somebody asked for it.
+    Asked,
+    /// A command was about to change much.
+    Before,
+    /// Its branch was removed.
+    Removed,
+}
+
+/// An immutable point of a branch. It stays when the branch is removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotRecord {
+    /// The branch.
+    pub branch: BranchNumber,
+    /// The repository of the branch.
+    pub repository: String,
+    /// The name that the branch had.
+    pub name: String,
+    /// Its number, unique in the store. Those of a branch rise with time.
+    pub number: u64,
+    /// The layer that it is; without one it is the bare base.
+    pub layer: Option<LayerNumber>,
+    /// The highest number that a new inode has had.
+    pub last_new: u64,
+    /// The directory object of its base.
+    pub root: TreeId,
+    /// The git tree of its base.
+    pub root_oid: Option<GitOid>,
+    /// The commit of its base.
+    pub commit: Option<GitOid>,
+    /// The mtime of the entries of its base, in seconds.
+    pub time: i64,
+    /// When it was made.
+    pub made: Timestamp,
+    /// Why.
+    pub reason: SnapshotReason,
+    /// What somebody said of it.
+    pub message: String,
+    /// The git state that belongs to it: a name below the store's directory for those.
+    pub git_state: Option<String>,
 }
 
 /// A branch mounted at a directory, now or when the daemon last ran.
@@ -150,6 +195,68 @@ impl Record for Branch {
             git_dir: fields.option(Fields::path)?,
         };
         fields.0.is_empty().then_some(record)
+    }
+}
+
+impl Record for SnapshotRecord {
+    fn key(&self) -> Vec<u8> {
+        [self.branch.0.to_be_bytes(), self.number.to_be_bytes()].concat()
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        for number in [self.branch.0, self.number, self.last_new] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        put_option(&mut out, self.layer.as_ref(), |out, layer| {
+            out.extend_from_slice(&layer.0.to_le_bytes());
+        });
+        out.extend_from_slice(self.root.as_bytes());
+        put_option(&mut out, self.root_oid.as_ref(), put_oid);
+        put_option(&mut out, self.commit.as_ref(), put_oid);
+        out.extend_from_slice(&self.time.to_le_bytes());
+        out.extend_from_slice(&self.made.seconds.to_le_bytes());
+        out.extend_from_slice(&self.made.nanoseconds.to_le_bytes());
+        out.push(match self.reason {
+            SnapshotReason::Asked => 0,
+            SnapshotReason::Before => 1,
+            SnapshotReason::Removed => 2,
+        });
+        put_bytes(&mut out, self.repository.as_bytes());
+        put_bytes(&mut out, self.name.as_bytes());
+        put_bytes(&mut out, self.message.as_bytes());
+        put_option(&mut out, self.git_state.as_ref(), |out, name| put_bytes(out, name.as_bytes()));
+        out
+    }
+
+    fn decode(value: &[u8]) -> Option<Self> {
+        let mut fields = Fields(value);
+        let (branch, number) = (BranchNumber(fields.u64()?), fields.u64()?);
+        let record = Self {
+            branch,
+            number,
+            last_new: fields.u64()?,
+            layer: fields.option(|fields| fields.u64().map(LayerNumber))?,
+            root: TreeId::new(fields.take()?),
+            root_oid: fields.option(Fields::oid)?,
+            commit: fields.option(Fields::oid)?,
+            time: i64::from_le_bytes(fields.take()?),
+            made: Timestamp {
+                seconds: i64::from_le_bytes(fields.take()?),
+                nanoseconds: fields.u32()?,
+            },
+            reason: match fields.u8()? {
+                0 => SnapshotReason::Asked,
+                1 => SnapshotReason::Before,
+                2 => SnapshotReason::Removed,
+                _ => return None,
+            },
+            repository: fields.text()?,
+            name: fields.text()?,
+            message: fields.text()?,
+            git_state: fields.option(Fields::text)?,
+        };
+        (fields.0.is_empty() && record.made.is_possible()).then_some(record)
     }
 }
 
@@ -280,6 +387,24 @@ mod tests {
                 number: BranchNumber(1),
             });
         }
+        for layer in [None, Some(LayerNumber(9))] {
+            reads_back(&SnapshotRecord {
+                branch: BranchNumber(1),
+                repository: "demo".into(),
+                name: "main".into(),
+                number: 2,
+                layer,
+                last_new: 3,
+                root: TreeId::of(b"root"),
+                root_oid: layer.map(|_| oid(HashKind::Sha1)),
+                commit: None,
+                time: 4,
+                made: Timestamp { seconds: 5, nanoseconds: 6 },
+                reason: layer.map_or(SnapshotReason::Asked, |_| SnapshotReason::Before),
+                message: "before the refactoring".into(),
+                git_state: layer.map(|_| "9".into()),
+            });
+        }
         reads_back(&WorktreeRecord {
             dir: odd.clone(),
             repository: "demo".into(),
@@ -295,6 +420,7 @@ mod tests {
         fn no_value_makes_a_decoder_panic(value in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Repository::decode(&value);
             let _ = Branch::decode(&value);
+            let _ = SnapshotRecord::decode(&value);
             let _ = WorktreeRecord::decode(&value);
         }
     }

@@ -31,18 +31,22 @@ pub(crate) enum Table {
     Branches,
     /// Directory -> worktree.
     Worktrees,
-    /// Branch number -> how far the branch is drained.
-    Overlays,
-    /// Branch number, inode -> changed inode.
-    OverlayInodes,
-    /// Branch number, directory, name -> changed entry.
-    OverlayEntries,
+    /// Branch number -> the layer that takes its changes, and how far it is drained.
+    Heads,
+    /// Layer number -> the layer below it, or where it waits to be drained.
+    Layers,
+    /// Layer number, inode -> changed inode.
+    LayerInodes,
+    /// Layer number, directory, name -> changed entry.
+    LayerEntries,
+    /// Branch number, snapshot number -> snapshot.
+    Snapshots,
     /// Facts about the store itself.
     Meta,
 }
 
 impl Table {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Chunks,
         Self::Trees,
         Self::Manifests,
@@ -52,9 +56,11 @@ impl Table {
         Self::Repositories,
         Self::Branches,
         Self::Worktrees,
-        Self::Overlays,
-        Self::OverlayInodes,
-        Self::OverlayEntries,
+        Self::Heads,
+        Self::Layers,
+        Self::LayerInodes,
+        Self::LayerEntries,
+        Self::Snapshots,
         Self::Meta,
     ];
 
@@ -69,9 +75,11 @@ impl Table {
             Self::Repositories => "repositories",
             Self::Branches => "branches",
             Self::Worktrees => "worktrees",
-            Self::Overlays => "overlays",
-            Self::OverlayInodes => "overlay-inodes",
-            Self::OverlayEntries => "overlay-entries",
+            Self::Heads => "heads",
+            Self::Layers => "layers",
+            Self::LayerInodes => "layer-inodes",
+            Self::LayerEntries => "layer-entries",
+            Self::Snapshots => "snapshots",
             Self::Meta => "meta",
         }
     }

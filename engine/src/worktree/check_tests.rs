@@ -9,7 +9,7 @@ use super::fixture::{BRANCH, USER, dir, noise, open};
 use super::{NewNode, RenameMode, Worktree, XattrMode};
 use crate::check::tests::FakeGit;
 use crate::check::{CheckReport, Finding, check};
-use crate::id::{BranchNumber, ChunkId, Ino, Sequence};
+use crate::id::{BranchNumber, ChunkId, Ino, LayerNumber, Sequence};
 use crate::outbox::Outbox;
 use crate::overlay::{Body, Known, Node, Overlay, Source};
 use crate::progress::{Cancel, Silent};
@@ -17,6 +17,9 @@ use crate::store::{Batch, Store, Table};
 use crate::testing::FaultyStorage;
 
 pub(super) const NAME: &str = "demo:main";
+
+/// The first layer of [`BRANCH`], and that it lies on none.
+pub(super) const LAYER: (LayerNumber, Option<LayerNumber>) = (LayerNumber::first_of(BRANCH), None);
 
 /// A branch that has changed one of everything, all of it drained.
 pub(super) struct Fixture {
@@ -64,7 +67,7 @@ impl Fixture {
     }
 
     fn overlay(&self) -> Overlay {
-        self.store().overlay(BRANCH).unwrap().0
+        self.store().head(BRANCH).unwrap().0
     }
 
     pub(super) fn report(&self) -> CheckReport {
@@ -86,12 +89,12 @@ impl Fixture {
     pub(super) fn edit(&self, ino: Ino, edit: impl FnOnce(&mut Node)) -> Vec<Finding> {
         let mut node = self.overlay().node(ino).unwrap().clone();
         edit(&mut node);
-        self.change(|batch| assert!(batch.put_inode(BRANCH, ino, Some(&node))))
+        self.change(|batch| assert!(batch.put_inode(LAYER, ino, Some(&node))))
     }
 
     /// What is found when a row of a name is changed.
     fn entry(&self, dir: Ino, name: &[u8], known: Option<Known>) -> Vec<Finding> {
-        self.change(|batch| batch.put_entry(BRANCH, dir, name, known))
+        self.change(|batch| batch.put_entry(LAYER, dir, name, known))
     }
 
     fn position(&self, dir: Ino, name: &[u8]) -> u64 {
@@ -152,15 +155,14 @@ fn wrong_counts_are_found() {
 #[test]
 fn a_highest_number_that_is_too_low_and_a_missing_position_are_found() {
     let fixture = Fixture::new();
-    let (overlay, drained) = fixture.store().overlay(BRANCH).unwrap();
-    let found = overlay.last_new();
+    let found = fixture.overlay().last_new();
     let stated = found - 1;
     let branch = || NAME.to_owned();
-    let findings = fixture.change(|batch| batch.put_drained(BRANCH, drained, stated));
+    let findings = fixture.change(|batch| batch.put_layer(LAYER.0, None, stated));
     assert_found(findings, vec![Finding::WrongHighest { branch: branch(), stated, found }]);
 
     let key = BRANCH.0.to_be_bytes().to_vec();
-    let found = fixture.change(|batch| batch.put_row(Table::Overlays, key, None));
+    let found = fixture.change(|batch| batch.put_row(Table::Heads, key, None));
     assert_found(found, vec![Finding::NotDrained { branch: branch() }]);
 }
 
@@ -169,11 +171,11 @@ fn names_that_lead_nowhere_are_found() {
     let fixture = Fixture::new();
     let Fixture { d, a, b, deep, .. } = fixture;
     let missing = |ino| format!("is inode {ino}, which is missing");
-    let found = fixture.change(|batch| assert!(batch.put_inode(BRANCH, a, None)));
+    let found = fixture.change(|batch| assert!(batch.put_inode(LAYER, a, None)));
     assert_found(found, vec![bad_name(d, "a", missing(a)), bad_name(d, "a2", missing(a))]);
 
     let fixture = Fixture::new();
-    let found = fixture.change(|batch| assert!(batch.put_inode(BRANCH, d, None)));
+    let found = fixture.change(|batch| assert!(batch.put_inode(LAYER, d, None)));
     let mut expected: Vec<_> =
         ["a", "a2", "b", "deep"].map(|name| bad_name(d, name, "is in what is no directory")).into();
     expected.push(bad_name(Ino::ROOT, "d", missing(d)));
@@ -304,7 +306,7 @@ fn impossible_content_is_found() {
     let fixture = Fixture::new();
     let node = fixture.overlay().node(b).unwrap().clone();
     let absent = Ino(4_000_000);
-    let found = fixture.change(|batch| assert!(batch.put_inode(BRANCH, absent, Some(&node))));
+    let found = fixture.change(|batch| assert!(batch.put_inode(LAYER, absent, Some(&node))));
     assert_found(found, vec![bad_inode(absent, "is not in the base"), wrong_links(absent, 1, 0)]);
 }
 
@@ -312,10 +314,10 @@ fn impossible_content_is_found() {
 fn a_row_that_cannot_be_read_is_the_only_finding() {
     let fixture = Fixture::new();
     let key = [BRANCH.0.to_be_bytes(), fixture.a.0.to_be_bytes()].concat();
-    for table in [Table::OverlayInodes, Table::OverlayEntries] {
+    for table in [Table::LayerInodes, Table::LayerEntries] {
         let fixture = Fixture::new();
         let key = match table {
-            Table::OverlayInodes => key.clone(),
+            Table::LayerInodes => key.clone(),
             _ => [&BRANCH.0.to_be_bytes()[..], &fixture.d.0.to_be_bytes(), b"a"].concat(),
         };
         let shown: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -332,11 +334,14 @@ fn what_belongs_to_no_branch_is_found_unless_it_holds_nothing() {
     let fixture = Fixture::new();
     let number = BranchNumber(9);
     let node = fixture.overlay().node(fixture.b).unwrap().clone();
+    let layer = LayerNumber(8);
     let found = fixture.change(|batch| {
-        assert!(batch.put_inode(number, fixture.b, Some(&node)));
-        batch.put_drained(number, Sequence(1), fixture.b.0);
+        assert!(batch.put_inode((layer, None), fixture.b, Some(&node)));
+        batch.put_layer(layer, None, fixture.b.0);
+        batch.put_head(number, layer, Sequence(1));
     });
-    assert_found(found, vec![Finding::RowsOfNoBranch { number, rows: 2 }]);
+    let nobody = Finding::LayerOfNobody { layer, rows: 2 };
+    assert_found(found, vec![Finding::HeadOfNoBranch { number }, nobody]);
 
     let fixture = Fixture::new();
     let path = fixture.store().outbox_dir(number);
@@ -353,7 +358,7 @@ fn what_belongs_to_no_branch_is_found_unless_it_holds_nothing() {
 #[test]
 fn a_damaged_outbox_is_reported_with_its_place_and_left_as_it_is() {
     let fixture = Fixture::new();
-    let drained = fixture.store().overlay(BRANCH).unwrap().1;
+    let drained = fixture.store().head(BRANCH).unwrap().1.drained;
     fixture.worktree.write(fixture.a, 0, b"one", false).unwrap();
     fixture.worktree.sync().unwrap();
     fixture.worktree.write(fixture.a, 0, b"two", false).unwrap();
@@ -387,7 +392,7 @@ fn a_record_that_is_no_change_is_reported() {
     let Fixture { storage, worktree, .. } = Fixture::new();
     let store = Arc::clone(worktree.clean.contents.store());
     let path = store.outbox_dir(BRANCH);
-    let drained = store.overlay(BRANCH).unwrap().1;
+    let drained = store.head(BRANCH).unwrap().1.drained;
     drop(worktree);
     let storage = Arc::new(storage);
     let outbox = Outbox::open(storage, &path, drained, &mut |_| Ok(())).unwrap();

@@ -216,15 +216,18 @@ impl Worktree {
     /// What writing the outbox meets, now or earlier.
     pub fn sync(&self) -> Result<()> {
         match &self.live {
-            Some(live) => live.outbox.sync(live.outbox.last()),
+            Some(live) => {
+                self.sync_origin()?;
+                live.outbox.sync(live.outbox.last())
+            }
             None => Ok(()),
         }
     }
 
     /// Where a range of a file lies.
     fn pieces(&self, ino: Ino, offset: u64, len: u64) -> Vec<(u64, Extent)> {
-        if let Some(live) = self.live.as_ref().filter(|live| live.is_touched(ino))
-            && let Some(node) = live.read().node(ino)
+        if let Some(changes) = self.changes.as_ref().filter(|changes| changes.is_touched(ino))
+            && let Some(node) = changes.read().node(ino)
             && let Body::File(extents) = &node.body
         {
             return extents.within(offset..offset + len).collect();

@@ -2,31 +2,29 @@
 //!
 //! It is a checkpoint of a state that goes on changing:
 //!
-//! 1. the outbox begins a new segment; `S` is the last record before it;
-//! 2. what has changed is copied out of the overlay, a part at a time, and its fresh bytes are cut,
-//!    hashed, compressed and appended to segments of the store; some of it may be newer than `S`;
-//! 3. the outbox is synced through the newest record that may have been copied;
-//! 4. one transaction names the chunks, replaces the rows, and states that `S` is drained;
+//! 1. the outbox begins a new segment; `S` is the last record before it. What the overlay is then, and
+//!    what has changed in it, is taken: a copy costs nothing ([`crate::overlay`]);
+//! 2. fresh bytes are cut, hashed, compressed and appended to segments of the store;
+//! 3. the outbox is synced through `S`, since recovery takes a drained record that it finds torn for
+//!    damage;
+//! 4. one transaction names the chunks, replaces the rows of every layer that has changed, and states
+//!    that `S` is drained;
 //! 5. the overlay learns where the bytes lie now, and the segments up to `S` are removed.
 //!
-//! A crash before 4 leaves everything as it was. After it, recovery applies the records after `S` to
-//! rows that may have some of them already: that ends in the same state, since records are absolute
-//! and, by 3, none of those that the rows have can be missing.
+//! A crash before 4 leaves everything as it was. After it, recovery goes on after `S`.
 
-use std::collections::HashMap;
 use std::io::{self, Read};
 use std::ops::Range;
 
 use super::Worktree;
+use super::layers::Sealed;
 use super::live::Live;
 use crate::content::Preparer;
 use crate::error::{Error, Result};
 use crate::id::{Ino, Sequence};
-use crate::overlay::{Body, Dirty, Extents, Known, Node, Source};
+use crate::overlay::{Body, Extents, Node, Source};
 use crate::store::Batch;
 
-/// Inodes copied under one hold of the overlay's lock: a few microseconds each.
-const COPIED_AT_ONCE: usize = 256;
 /// A drained chunk shorter than this is made one with what is written beside it, so that many small
 /// writes do not leave many small chunks.
 const NEIGHBOUR_BYTES_MAX: u64 = 64 << 10;
@@ -45,7 +43,13 @@ pub struct Drained {
 }
 
 /// The extents of a file before and after its fresh bytes were stored.
-type Moved = HashMap<Ino, (Extents, Extents)>;
+pub(super) type Moved = (Ino, Extents, Extents);
+
+/// What a drain moves: the state at record `through`, layer by layer, the head last.
+struct Taken {
+    through: Sequence,
+    layers: Vec<Sealed>,
+}
 
 impl Worktree {
     /// Moves everything that was written before the call into the store. One drain runs at a time;
@@ -57,82 +61,64 @@ impl Worktree {
     pub fn drain(&self) -> Result<Drained> {
         let live = self.live()?;
         let mut state = live.draining.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // Between the two no record may be applied that is in neither.
-        let (through, dirty) = {
-            let _log = live.log();
-            if !live.read().is_dirty() {
-                return Ok(Drained { through: state.drained, ..Drained::default() });
-            }
-            let through = live.outbox.seal()?;
-            live.set_dirty(false);
-            (through, live.write().take_dirty())
+        self.drain_origin()?;
+        let Some(taken) = live.take()? else {
+            return Ok(Drained { through: state.drained, ..Drained::default() });
         };
-        match self.store_changes(live, &dirty, through) {
+        let through = taken.through;
+        match self.store_layers(live, &taken) {
             Ok((done, moved)) => {
-                for (ino, (before, after)) in moved {
-                    live.write().settle(ino, &before, &after);
-                }
+                live.settle(&moved);
+                self.settle_forks(&moved);
+                self.release_forks(through);
                 live.outbox.trim(through)?;
                 state.drains += 1;
                 state.drained = through;
                 Ok(done)
             }
             Err(error) => {
-                let _log = live.log();
-                live.write().give_back(dirty);
-                live.set_dirty(true);
+                live.give_back(taken);
                 Err(error)
             }
         }
     }
 
-    fn store_changes(
-        &self,
-        live: &Live,
-        dirty: &Dirty,
-        through: Sequence,
-    ) -> Result<(Drained, Moved)> {
-        let branch = live.branch;
-        let mut done = Drained { through, ..Drained::default() };
-        let mut moved = Moved::new();
+    fn store_layers(&self, live: &Live, taken: &Taken) -> Result<(Drained, Vec<Moved>)> {
+        let mut done = Drained { through: taken.through, ..Drained::default() };
+        let mut moved = Vec::new();
         let mut preparer = Preparer::new();
         let mut batch = self.clean.contents.store().batch()?;
-        let inodes: Vec<_> = dirty.inodes.iter().copied().collect();
-        for some in inodes.chunks(COPIED_AT_ONCE) {
-            let copied: Vec<_> = {
-                let overlay = live.read();
-                some.iter().map(|&ino| (ino, overlay.node(ino).map(copy))).collect()
-            };
-            for (ino, mut node) in copied {
+        for taken in &taken.layers {
+            let layer = (taken.layer, taken.below);
+            for &ino in &taken.dirty.inodes {
+                let mut node = taken.overlay.node(ino).map(copy);
                 if let Some(Node { body: Body::File(extents), .. }) = &mut node
                     && extents.any_fresh()
                 {
                     let before = (**extents).clone();
                     done.bytes += self.store_fresh(&mut batch, &mut preparer, extents)?;
-                    moved.insert(ino, (before, (**extents).clone()));
+                    moved.push((ino, before, (**extents).clone()));
                 }
-                if !batch.put_inode(branch, ino, node.as_ref()) {
+                if !batch.put_inode(layer, ino, node.as_ref()) {
                     return Err(Error::corrupt(format!("inode {ino}"), "a drain left bytes of it"));
                 }
                 done.inodes += 1;
             }
-        }
-        for (&dir, names) in &dirty.names {
-            let overlay = live.read();
-            let directory = overlay.directory(dir);
-            let known: Vec<_> = names
-                .iter()
-                .map(|name| (name, directory.and_then(|directory| directory.find(name))))
-                .collect::<Vec<(_, Option<Known>)>>();
-            drop(overlay);
-            for (name, known) in known {
-                batch.put_entry(branch, dir, name, known);
-                done.names += 1;
+            for (&dir, names) in &taken.dirty.names {
+                let directory = taken.overlay.directory(dir);
+                for name in names {
+                    let known = directory.and_then(|directory| directory.find(name));
+                    batch.put_entry(layer, dir, name, known);
+                    done.names += 1;
+                }
             }
+            batch.put_layer(taken.layer, taken.below, taken.overlay.last_new());
         }
-        let last_new = live.read().last_new();
-        batch.put_drained(branch, through, last_new);
-        live.outbox.sync(live.outbox.last())?;
+        if let Some(Sealed { layer, below, overlay, .. }) = taken.layers.last() {
+            batch.put_open_layer(*layer, *below, overlay.last_new(), taken.through)?;
+            batch.put_head(live.branch, *layer, taken.through);
+        }
+        live.outbox.sync(taken.through)?;
         batch.commit()?;
         Ok((done, moved))
     }
@@ -162,6 +148,52 @@ impl Worktree {
             }
         }
         Ok(bytes)
+    }
+}
+
+impl Live {
+    /// Takes what is not drained; `None` if that is nothing.
+    fn take(&self) -> Result<Option<Taken>> {
+        // Held, so that no record is applied that is neither taken nor after `through`.
+        let _log = self.log();
+        if !self.changes.read().is_dirty() && !self.layers().is_dirty() {
+            self.set_dirty(false);
+            return Ok(None);
+        }
+        let through = self.outbox.seal()?;
+        self.set_dirty(false);
+        let mut overlay = self.changes.write();
+        let mut layers = self.layers();
+        layers.moved = false;
+        let mut taken = std::mem::take(&mut layers.sealed);
+        taken.push(Sealed {
+            layer: layers.head,
+            below: layers.below,
+            dirty: overlay.take_dirty(),
+            overlay: overlay.copy(),
+        });
+        Ok(Some(Taken { through, layers: taken }))
+    }
+
+    /// Takes back what could not be stored.
+    fn give_back(&self, taken: Taken) {
+        let _log = self.log();
+        let mut overlay = self.changes.write();
+        let mut layers = self.layers();
+        let mut before = taken.layers;
+        if let Some(head) = before.pop() {
+            // It may have been sealed meanwhile.
+            let since = layers.sealed.iter_mut().find(|sealed| sealed.layer == head.layer);
+            match since {
+                Some(sealed) => sealed.dirty.extend(head.dirty),
+                None => overlay.give_back(head.dirty),
+            }
+        }
+        before.append(&mut layers.sealed);
+        layers.sealed = before;
+        layers.moved = true;
+        drop((overlay, layers));
+        self.set_dirty(true);
     }
 }
 

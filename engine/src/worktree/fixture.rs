@@ -93,13 +93,16 @@ pub(super) fn open(storage: Arc<dyn Storage>, dir: &Path) -> Result<Arc<Worktree
     batch.put_branch(&branch(root.subtree.id));
     batch.commit()?;
     let base = Base::open(Arc::clone(&store), None, root.subtree.id)?;
-    let (uid, gid) = BASE_OWNER;
-    let options = WorktreeOptions { uid, gid, time: BASE_TIME, git_file: Some(GIT_FILE.to_vec()) };
     let contents = Contents::new(store, None);
-    Worktree::writable(base, contents, options, BRANCH, storage, &dir.join("outbox/3"))
+    Worktree::writable(base, contents, options(), BRANCH, storage, &dir.join("outbox/3"))
 }
 
-fn put(batch: &mut Batch<'_>, entries: &[(&str, BaseEntry)]) -> Result<EncodedTree> {
+pub(super) fn options() -> WorktreeOptions {
+    let (uid, gid) = BASE_OWNER;
+    WorktreeOptions { uid, gid, time: BASE_TIME, git_file: Some(GIT_FILE.to_vec()) }
+}
+
+pub(super) fn put(batch: &mut Batch<'_>, entries: &[(&str, BaseEntry)]) -> Result<EncodedTree> {
     let mut preparer = Preparer::new();
     let mut builder = TreeBuilder::new(Some(HashKind::Sha1));
     for (name, entry) in entries {

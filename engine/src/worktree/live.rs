@@ -1,24 +1,26 @@
-//! The writable part of a worktree: the overlay, and the outbox that every change goes through.
+//! The writable part of a worktree: the outbox that every change goes through, and its drain.
 //!
 //! Changes are made one at a time, each under the lock `log`: it reads the overlay, appends one
 //! record to the outbox, and applies to the overlay what the record says. So the order of the log is
-//! the order of the changes, and what is acknowledged at any moment is a prefix of it. Readers take
-//! the overlay's lock, which is held for memory operations only: never while a file is read or
-//! written.
+//! the order of the changes, and what is acknowledged at any moment is a prefix of it.
 //!
-//! Locks, in this order: the drain's; `log`; the outbox's own, or the overlay's, or the drainer's.
+//! Changes go into the head, the newest of the branch's layers ([`super::layers`]).
+//!
+//! Locks, in this order: the drain's; `log`; the outbox's own, or the overlay's, or the layers', or
+//! the drainer's.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::changes::Changes;
+use super::drain::Moved;
+use super::layers::{Layers, Point};
 use crate::base::Base;
 use crate::error::Result;
-use crate::id::{BranchNumber, Ino, Sequence};
+use crate::id::{BranchNumber, Sequence};
 use crate::outbox::{Outbox, OutboxCounters};
-use crate::overlay::Overlay;
+use crate::overlay::{Next, Overlay};
 use crate::storage::Storage;
 use crate::store::{Claim, Store};
 
@@ -28,10 +30,12 @@ pub(super) struct Live {
     /// Keeps others from the outbox.
     _claim: Claim,
     pub(super) outbox: Arc<Outbox>,
-    overlay: RwLock<Overlay>,
+    /// What the worktree shows of it.
+    pub(super) changes: Arc<Changes>,
     /// Held by the one change that is being made; the buffer is for its record.
     log: Mutex<Vec<u8>>,
-    touched: Touched,
+    /// Leaf lock, changed under the log.
+    pub(super) layers: Mutex<Layers>,
     /// Whether something waits for a drain.
     dirty: AtomicBool,
     /// Called when that becomes so.
@@ -64,9 +68,6 @@ pub struct BranchState {
     pub failure: Option<String>,
 }
 
-/// Which inodes of the base have to be looked up in the overlay: one bit for each.
-struct Touched(Box<[AtomicU64]>);
-
 impl Live {
     /// Opens branch `branch`, whose outbox is in the directory `outbox` of `storage`.
     ///
@@ -80,44 +81,85 @@ impl Live {
         outbox: &Path,
     ) -> Result<Self> {
         let claim = store.claim(branch)?;
-        let (mut overlay, drained) = store.overlay(branch)?;
-        let outbox = Outbox::open(storage, outbox, drained, &mut |record| {
-            overlay.replay(record.head, record.body, record.body_len)
+        let (mut overlay, head) = store.head(branch)?;
+        let mut layers = Layers::new(head);
+        let outbox = Outbox::open(storage, outbox, head.drained, &mut |record| {
+            match overlay.replay(record.head, record.body, record.body_len)? {
+                Next::Changed => layers.used = true,
+                Next::Sealed(next) => layers.seal(&mut overlay, next, record.sequence),
+                Next::Stands(next, on) => {
+                    let highest = overlay.last_new();
+                    overlay = on.map_or_else(|| Ok(Overlay::default()), |on| store.layer(on))?;
+                    overlay.load_last_new(overlay.last_new().max(highest));
+                    layers.stand(next, on);
+                }
+            }
+            Ok(())
         })?;
-        let touched = Touched::new(base);
-        for (ino, _) in overlay.nodes() {
-            touched.set(ino);
-        }
-        Ok(Self {
+        let changes = Changes::of(base, overlay);
+        Ok(Self::with(claim, branch, outbox, changes, layers, head.drained))
+    }
+
+    /// Begins branch `branch`, whose outbox is to be in the directory `outbox` of `storage`, where
+    /// `point` is.
+    ///
+    /// # Errors
+    /// [`crate::Error::BranchInUse`], and what writing the outbox meets.
+    pub(super) fn fork(
+        store: &Store,
+        point: &Point,
+        branch: BranchNumber,
+        storage: Arc<dyn Storage>,
+        outbox: &Path,
+    ) -> Result<Self> {
+        let claim = store.claim(branch)?;
+        let head = point.head_of(branch);
+        let outbox = Outbox::open(storage, outbox, head.drained, &mut |record| {
+            let what = format!("record {} of the outbox of a new branch", record.sequence);
+            Err(crate::Error::corrupt(what, "there should be none"))
+        })?;
+        let changes = point.changes.copy();
+        Ok(Self::with(claim, branch, outbox, changes, Layers::new(head), head.drained))
+    }
+
+    fn with(
+        claim: Claim,
+        branch: BranchNumber,
+        outbox: Arc<Outbox>,
+        changes: Changes,
+        layers: Layers,
+        drained: Sequence,
+    ) -> Self {
+        let dirty = changes.read().is_dirty() || layers.is_dirty();
+        Self {
             branch,
             _claim: claim,
             outbox,
-            dirty: AtomicBool::new(overlay.is_dirty()),
+            dirty: AtomicBool::new(dirty),
             on_dirty: OnceLock::new(),
-            overlay: RwLock::new(overlay),
+            changes: Arc::new(changes),
             log: Mutex::default(),
-            touched,
+            layers: Mutex::new(layers),
             draining: Mutex::new(DrainState { drains: 0, drained }),
-        })
+        }
     }
 
-    /// Whether the overlay may know something of `ino`.
-    pub(super) fn is_touched(&self, ino: Ino) -> bool {
-        self.touched.get(ino)
+    /// The layers. The caller holds the log if it changes them.
+    pub(super) fn layers(&self) -> MutexGuard<'_, Layers> {
+        // None of its methods panics between two changes.
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn touch(&self, ino: Ino) {
-        self.touched.set(ino);
-    }
-
-    pub(super) fn read(&self) -> RwLockReadGuard<'_, Overlay> {
-        // Applying a change does not panic; if it did, what it left is memory-safe and the log has
-        // the truth.
-        self.overlay.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Overlay> {
-        self.overlay.write().unwrap_or_else(PoisonError::into_inner)
+    /// Takes where the bytes of drained files lie now.
+    pub(super) fn settle(&self, moved: &[Moved]) {
+        for (ino, before, after) in moved {
+            self.changes.write().settle(*ino, before, after);
+        }
+        for sealed in &mut self.layers().sealed {
+            for (ino, before, after) in moved {
+                sealed.overlay.settle(*ino, before, after);
+            }
+        }
     }
 
     /// Whether something waits for a drain.
@@ -148,37 +190,13 @@ impl Live {
     }
 
     pub(super) fn state(&self) -> BranchState {
-        let overlay = self.read();
+        let overlay = self.changes.read();
         BranchState {
             inodes: overlay.nodes().len() as u64,
             dirty: self.is_dirty(),
             outbox_bytes: self.outbox.bytes(),
             outbox: self.outbox.counters(),
             failure: self.outbox.failure(),
-        }
-    }
-}
-
-impl Touched {
-    fn new(base: &Base) -> Self {
-        let last = Ino::FIRST.0 + u64::from(base.entries());
-        Self((0..=last / 64).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    fn word(&self, ino: Ino) -> Option<(&AtomicU64, u64)> {
-        let word = self.0.get(usize::try_from(ino.0 / 64).ok()?)?;
-        Some((word, 1 << (ino.0 % 64)))
-    }
-
-    fn get(&self, ino: Ino) -> bool {
-        // Acquire: who sees the bit sees, through the overlay's lock, at least the change that set
-        // it. Numbers beyond the base are the overlay's.
-        self.word(ino).is_none_or(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
-    }
-
-    fn set(&self, ino: Ino) {
-        if let Some((word, bit)) = self.word(ino) {
-            word.fetch_or(bit, Ordering::Release);
         }
     }
 }

@@ -7,6 +7,7 @@
 //! listings then come from immutable nodes that are reached through atomics. Those of a writable
 //! worktree are described in [`live`].
 
+mod changes;
 #[cfg(test)]
 mod check_tests;
 mod clean;
@@ -19,6 +20,9 @@ mod drain;
 mod fault_tests;
 #[cfg(test)]
 mod fixture;
+mod layers;
+#[cfg(test)]
+mod layers_tests;
 mod live;
 #[cfg(test)]
 mod live_tests;
@@ -41,6 +45,7 @@ use std::sync::Arc;
 
 pub use contents::Contents;
 pub use drain::Drained;
+pub use layers::Point;
 pub use live::{BranchState, DrainState};
 pub use request::{Allocate, Caller, NewNode, RenameMode, Seek, SetAttributes, SetTime, XattrMode};
 
@@ -49,7 +54,9 @@ use crate::error::{Error, Result};
 use crate::id::{BranchNumber, Ino};
 use crate::storage::Storage;
 use crate::tree::EntryKind;
+use changes::Changes;
 use clean::Clean;
+use layers::Kin;
 use live::Live;
 
 /// Name of the file in the root of a worktree that names its git directory.
@@ -202,13 +209,30 @@ pub struct WorktreeOptions {
 /// A branch seen as files.
 pub struct Worktree {
     clean: Clean,
+    /// None where it shows its base alone.
+    changes: Option<Arc<Changes>>,
+    /// None where nothing can change.
     live: Option<Live>,
+    kin: Kin,
 }
 
 impl Worktree {
     /// A read-only worktree over `base` whose files read from `contents`.
     pub fn new(base: Arc<Base>, contents: Arc<Contents>, options: WorktreeOptions) -> Arc<Self> {
-        Arc::new(Self { clean: Clean { base, contents, options }, live: None })
+        let clean = Clean { base, contents, options };
+        Arc::new(Self { clean, changes: None, live: None, kin: Kin::default() })
+    }
+
+    /// A read-only worktree of `point`, which lies on `base`.
+    pub fn at(
+        base: Arc<Base>,
+        contents: Arc<Contents>,
+        options: WorktreeOptions,
+        point: &Point,
+    ) -> Arc<Self> {
+        let clean = Clean { base, contents, options };
+        let changes = Some(Arc::new(point.changes.copy()));
+        Arc::new(Self { clean, changes, live: None, kin: Kin::default() })
     }
 
     /// A writable worktree of branch `branch` over its `base`. What the branch has changed is read
@@ -226,9 +250,48 @@ impl Worktree {
         outbox: &Path,
     ) -> Result<Arc<Self>> {
         let live = Live::open(&base, contents.store(), branch, storage, outbox)?;
-        let worktree = Self { clean: Clean { base, contents, options }, live: Some(live) };
+        let clean = Clean { base, contents, options };
+        let worktree = Self::over(clean, live);
         worktree.sweep_orphans()?;
         Ok(Arc::new(worktree))
+    }
+
+    fn over(clean: Clean, live: Live) -> Self {
+        let changes = Some(Arc::clone(&live.changes));
+        Self { clean, changes, live: Some(live), kin: Kin::default() }
+    }
+
+    /// A writable worktree of the new branch `branch`, which begins at `point` of `base`. Its outbox is
+    /// to be in `outbox`, a directory on `storage`. If `point` was just sealed, `origin` is the worktree
+    /// that it was sealed in.
+    ///
+    /// The store has to have the branch on record ([`crate::store::Batch::put_fork`]) before anything in
+    /// it is acknowledged.
+    ///
+    /// # Errors
+    /// What writing the outbox meets.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a worktree is made of, and where it begins"
+    )]
+    pub fn fork(
+        base: Arc<Base>,
+        contents: Arc<Contents>,
+        options: WorktreeOptions,
+        branch: BranchNumber,
+        storage: Arc<dyn Storage>,
+        outbox: &Path,
+        point: &Point,
+        origin: Option<&Arc<Self>>,
+    ) -> Result<Arc<Self>> {
+        let live = Live::fork(contents.store(), point, branch, storage, outbox)?;
+        let fork = Arc::new(Self::over(Clean { base, contents, options }, live));
+        // Before it is swept: the records of that need what it lies on.
+        if let Some(origin) = origin {
+            origin.adopt(&fork, point);
+        }
+        fork.sweep_orphans()?;
+        Ok(fork)
     }
 
     /// The tree below it.

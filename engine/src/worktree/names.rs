@@ -264,8 +264,10 @@ impl Worktree {
 
     /// The kernel holds no reference to `ino` any more. If it has no name, it is gone.
     pub fn release(&self, ino: Ino) {
-        let Some(live) = self.live.as_ref().filter(|live| live.is_touched(ino)) else { return };
-        let is_orphan = || live.read().node(ino).is_some_and(|node| node.inode.nlink == 0);
+        let Some(live) = self.live.as_ref().filter(|live| live.changes.is_touched(ino)) else {
+            return;
+        };
+        let is_orphan = || live.changes.read().node(ino).is_some_and(|node| node.inode.nlink == 0);
         if !is_orphan() {
             return;
         }
@@ -282,7 +284,7 @@ impl Worktree {
 
     /// Removes the inodes without names: nobody has them open after a restart.
     pub(super) fn sweep_orphans(&self) -> Result<()> {
-        let orphans = self.live()?.read().orphans();
+        let orphans = self.live()?.changes.read().orphans();
         for ino in orphans {
             let mut change = self.change()?;
             change.put(Put::Forget(ino));
@@ -295,7 +297,7 @@ impl Worktree {
     /// stay where they are.
     fn refuse_loop(&self, moved: Ino, new_parent: Ino) -> Result<()> {
         let live = self.live()?;
-        let overlay = live.read();
+        let overlay = live.changes.read();
         let mut at = new_parent;
         for _ in 0..=TREE_DEPTH_MAX {
             if at == moved {

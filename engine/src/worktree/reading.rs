@@ -13,14 +13,16 @@ impl Worktree {
     /// # Errors
     /// [`Error::NotDirectory`], [`Error::NoInode`], or what loading a directory object meets.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Attributes>> {
-        let Some(live) = &self.live else { return self.clean.lookup(parent, name) };
-        if live.is_touched(parent) {
-            let overlay = live.read();
-            let node = overlay.node(parent).ok_or(Error::NoInode(parent))?;
-            let Body::Directory(directory) = &node.body else {
-                return Err(Error::NotDirectory(parent));
+        let Some(changes) = &self.changes else { return self.clean.lookup(parent, name) };
+        if changes.is_touched(parent) {
+            let overlay = changes.read();
+            let known = match overlay.node(parent).map(|node| &node.body) {
+                Some(Body::Directory(directory)) => directory.find(name),
+                Some(_) => return Err(Error::NotDirectory(parent)),
+                None if parent.is_new() => return Err(Error::NoInode(parent)),
+                None => None,
             };
-            match directory.find(name) {
+            match known {
                 Some(Known::Added(ino, _)) => return self.attributes_in(&overlay, ino).map(Some),
                 Some(Known::Hidden) => return Ok(None),
                 None if parent.is_new() => return Ok(None),
@@ -28,8 +30,8 @@ impl Worktree {
             }
         }
         match self.clean.lookup(parent, name)? {
-            Some(found) if live.is_touched(found.ino) => {
-                self.attributes_in(&live.read(), found.ino).map(Some)
+            Some(found) if changes.is_touched(found.ino) => {
+                self.attributes_in(&changes.read(), found.ino).map(Some)
             }
             found => Ok(found),
         }
@@ -40,8 +42,8 @@ impl Worktree {
     /// # Errors
     /// [`Error::NoInode`], or what loading a directory object meets.
     pub fn attributes(&self, ino: Ino) -> Result<Attributes> {
-        match &self.live {
-            Some(live) if live.is_touched(ino) => self.attributes_in(&live.read(), ino),
+        match &self.changes {
+            Some(changes) if changes.is_touched(ino) => self.attributes_in(&changes.read(), ino),
             _ => self.clean.attributes(ino),
         }
     }
@@ -61,10 +63,10 @@ impl Worktree {
     /// [`Error::IsDirectory`], [`Error::WrongKind`] for what has no content, or what
     /// [`super::Contents::read`] and reading the store and the outbox meet.
     pub fn read(&self, ino: Ino, offset: u64, out: &mut [u8]) -> Result<usize> {
-        let Some(live) = self.live.as_ref().filter(|live| live.is_touched(ino)) else {
+        let Some(changes) = self.changes.as_ref().filter(|changes| changes.is_touched(ino)) else {
             return self.clean.read(ino, offset, out);
         };
-        let overlay = live.read();
+        let overlay = changes.read();
         let Some(node) = overlay.node(ino).filter(|node| !matches!(node.body, Body::Base)) else {
             drop(overlay);
             return if ino.is_new() {
@@ -122,8 +124,8 @@ impl Worktree {
     /// # Errors
     /// [`Error::WrongKind`] for anything else, or what [`super::Contents::read`] meets.
     pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
-        if let Some(live) = self.live.as_ref().filter(|live| live.is_touched(ino)) {
-            match live.read().node(ino).map(|node| &node.body) {
+        if let Some(changes) = self.changes.as_ref().filter(|changes| changes.is_touched(ino)) {
+            match changes.read().node(ino).map(|node| &node.body) {
                 Some(Body::Target(target)) => return Ok(target.to_vec()),
                 Some(Body::Base) => {}
                 Some(_) => return Err(Error::WrongKind(ino)),
@@ -146,23 +148,21 @@ impl Worktree {
         with_attributes: bool,
         visit: &mut dyn FnMut(DirectoryEntry<'_>) -> bool,
     ) -> Result<()> {
-        let Some(live) = &self.live else {
+        let Some(changes) = &self.changes else {
             return self.clean.read_directory(ino, cookie, with_attributes, visit);
         };
-        let overlay = live.read();
-        let changed = if live.is_touched(ino) {
-            let node = overlay.node(ino).ok_or(Error::NoInode(ino))?;
-            match &node.body {
-                Body::Directory(directory) => Some((directory, node.inode.parent)),
-                _ => return Err(Error::NotDirectory(ino)),
-            }
-        } else {
-            None
+        let overlay = changes.read();
+        let node = if changes.is_touched(ino) { overlay.node(ino) } else { None };
+        let changed = match node.map(|node| (&node.body, node.inode.parent)) {
+            Some((Body::Directory(directory), parent)) => Some((directory, parent)),
+            Some(_) => return Err(Error::NotDirectory(ino)),
+            None if ino.is_new() => return Err(Error::NoInode(ino)),
+            None => None,
         };
         let mut failed = None;
         let mut stopped = false;
         let mut show = |mut entry: DirectoryEntry<'_>| {
-            if live.is_touched(entry.ino)
+            if changes.is_touched(entry.ino)
                 && let Some(node) = overlay.node(entry.ino)
             {
                 entry.kind = node.inode.kind;
@@ -223,7 +223,8 @@ impl Worktree {
     /// # Errors
     /// As [`Worktree::attributes`]; [`Error::Denied`] for what is no regular file.
     pub fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Result<Option<u64>> {
-        let overlay = self.live.as_ref().filter(|live| live.is_touched(ino)).map(super::Live::read);
+        let changes = self.changes.as_ref().filter(|changes| changes.is_touched(ino));
+        let overlay = changes.map(|changes| changes.read());
         let node = overlay.as_ref().and_then(|overlay| overlay.node(ino));
         let (kind, size) = match node {
             Some(node) => (node.inode.kind, node.inode.size),
@@ -257,9 +258,9 @@ impl Worktree {
     /// [`Error::Io`] if the store's file system does not answer.
     pub fn statistics(&self) -> Result<FsStatistics> {
         let mut statistics = self.clean.statistics()?;
-        if let Some(live) = &self.live {
+        if let Some(changes) = &self.changes {
             // As many as there are numbers: what limits them is the space.
-            statistics.files += live.read().nodes().len() as u64;
+            statistics.files += changes.read().nodes().len() as u64;
             statistics.files_free = u64::from(u32::MAX);
         }
         Ok(statistics)

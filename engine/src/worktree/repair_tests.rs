@@ -4,13 +4,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::check_tests::{Fixture, NAME};
+use super::check_tests::{Fixture, LAYER, NAME};
 use super::fixture::{BRANCH, dir, noise};
 use super::{Contents, Worktree};
 use crate::check::tests::{FakeGit, fake_oid};
 use crate::check::{Finding, check};
 use crate::error::{Error, Result};
-use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, Sequence, TreeId};
+use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, LayerNumber, Sequence, TreeId};
 use crate::outbox::Outbox;
 use crate::progress::{Cancel, Silent};
 use crate::repair::{Step, Surroundings, Taken, execute, plan};
@@ -81,9 +81,9 @@ fn refused(mut taken: Vec<Taken>) -> String {
 }
 
 fn highest_too_low(fixture: &Fixture) -> u64 {
-    let (overlay, drained) = fixture.store().overlay(BRANCH).unwrap();
-    fixture.change(|batch| batch.put_drained(BRANCH, drained, overlay.last_new() - 1));
-    overlay.last_new()
+    let last_new = fixture.store().head(BRANCH).unwrap().0.last_new();
+    fixture.change(|batch| batch.put_layer(LAYER.0, None, last_new - 1));
+    last_new
 }
 
 #[test]
@@ -120,14 +120,22 @@ fn rows_of_a_branch_that_is_open_or_not_drained_are_left_alone() {
 fn what_belongs_to_no_branch_is_removed_and_nothing_else() {
     let fixture = Fixture::new();
     let number = BranchNumber(9);
-    fixture.change(|batch| batch.put_drained(number, Sequence(1), 5));
+    let layer = LayerNumber(8);
+    fixture.change(|batch| {
+        batch.put_layer(layer, None, 5);
+        batch.put_head(number, layer, Sequence(1));
+    });
     let storage = Arc::new(fixture.storage.clone());
     let path = fixture.store().outbox_dir(number);
     let outbox = Outbox::open(storage, &path, Sequence::NONE, &mut |_| Ok(())).unwrap();
     outbox.append(b"a change", &[]).unwrap();
     drop(outbox);
     fixture.worktree.write(fixture.b, 0, b"of the other branch", false).unwrap();
-    let expected = [Step::RemoveRows { number, rows: 1 }, Step::RemoveOutbox { number }];
+    let expected = [
+        Step::RemoveHead { number },
+        Step::RemoveLayer { layer, rows: 1 },
+        Step::RemoveOutbox { number },
+    ];
     assert_eq!(steps(repair(fixture.store(), None, true)), expected);
     let report = fixture.report();
     assert_eq!((report.findings, report.records), (vec![], 1));
@@ -211,7 +219,8 @@ fn a_power_failure_during_a_repair_costs_nothing() {
         fixture.edit(fixture.a, |node| node.inode.nlink = 7);
         highest_too_low(&fixture);
         fixture.change(|batch| {
-            batch.put_drained(number, Sequence(1), 5);
+            batch.put_layer(LayerNumber(8), None, 5);
+            batch.put_head(number, LayerNumber(8), Sequence(1));
             batch.map_blob(&oid, Stored { id: ContentId::of(&bytes), size: 5000 });
         });
         lose(&fixture, ChunkId::of(&bytes));
@@ -223,8 +232,8 @@ fn a_power_failure_during_a_repair_costs_nothing() {
     let store = opened(&storage).unwrap();
     let found = findings(&store).len();
     let from = storage.syncs();
-    assert_eq!(steps(repair(&store, Some(blobs), false)).len(), 5);
-    assert_eq!((found, findings(&store)), (5, vec![]));
+    assert_eq!(steps(repair(&store, Some(blobs), false)).len(), 6);
+    assert_eq!((found, findings(&store)), (6, vec![]));
     let syncs = storage.syncs() - from;
     drop(store);
     let mut points = 0;

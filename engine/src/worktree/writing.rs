@@ -79,8 +79,8 @@ impl<'w> Writing<'w> {
 
     /// The attributes of an inode before this change.
     fn present(&self, ino: Ino) -> Result<(Inode, How)> {
-        let known = self.live.is_touched(ino);
-        let known = known.then(|| self.live.read().node(ino).map(|node| node.inode));
+        let known = self.live.changes.is_touched(ino);
+        let known = known.then(|| self.live.changes.read().node(ino).map(|node| node.inode));
         match known.flatten() {
             Some(inode) => Ok((inode, How::Put)),
             None if ino.is_new() => Err(Error::NoInode(ino)),
@@ -116,7 +116,7 @@ impl<'w> Writing<'w> {
 
     /// Adds an inode of the next number.
     pub(super) fn add_inode(&mut self, inode: Inode) -> Ino {
-        let ino = self.live.read().next_ino();
+        let ino = self.live.changes.read().next_ino();
         self.inodes.push((ino, inode, How::Put));
         ino
     }
@@ -128,8 +128,8 @@ impl<'w> Writing<'w> {
 
     /// What `name` stands for in the directory `dir` before this change.
     pub(super) fn entry(&self, dir: Ino, name: &[u8]) -> Result<Option<Entry>> {
-        if self.live.is_touched(dir) {
-            let overlay = self.live.read();
+        if self.live.changes.is_touched(dir) {
+            let overlay = self.live.changes.read();
             match overlay.directory(dir).and_then(|directory| directory.find(name)) {
                 Some(Known::Added(ino, _)) => {
                     let kind = match overlay.node(ino) {
@@ -151,7 +151,7 @@ impl<'w> Writing<'w> {
 
     /// Whether the directory `dir` has no entries.
     pub(super) fn is_empty(&self, dir: Ino) -> Result<bool> {
-        let overlay = self.live.read();
+        let overlay = self.live.changes.read();
         let directory = overlay.directory(dir);
         if directory.is_some_and(|directory| directory.added() > 0) {
             return Ok(false);
@@ -172,7 +172,7 @@ impl<'w> Writing<'w> {
     /// Makes `name` in `dir` stand for `ino`.
     pub(super) fn add_entry(&mut self, dir: Ino, name: &'w [u8], ino: Ino) {
         let added = self.puts.iter().filter(|put| matches!(put, Put::Add { .. })).count() as u64;
-        let overlay = self.live.read();
+        let overlay = self.live.changes.read();
         let next = overlay.directory(dir).map_or(0, |directory| directory.next_position());
         drop(overlay);
         self.puts.push(Put::Add { dir, name, ino, position: next + added });
@@ -200,8 +200,13 @@ impl<'w> Writing<'w> {
         if ino.is_new() {
             return Ok(());
         }
-        let base = !self.live.is_touched(ino)
-            || self.live.read().node(ino).is_none_or(|node| matches!(node.body, Body::Base));
+        let base = !self.live.changes.is_touched(ino)
+            || self
+                .live
+                .changes
+                .read()
+                .node(ino)
+                .is_none_or(|node| matches!(node.body, Body::Base));
         if base {
             let len = self.clean.attributes(ino)?.size;
             self.puts.push(Put::Share { ino, offset: 0, len, source: Source::Base(ino, 0) });
@@ -224,15 +229,16 @@ impl<'w> Writing<'w> {
         }
         let appended = self.live.outbox.append(record, body)?;
         let mut body = Some(appended.body);
-        let mut overlay = self.live.write();
+        let mut overlay = self.live.changes.write();
         for put in inodes.iter().chain(&self.puts) {
             overlay.apply(put, &mut body);
         }
         // Under the lock, so that who sees the bit sees the change.
         for (ino, ..) in &self.inodes {
-            self.live.touch(*ino);
+            self.live.changes.touch(*ino);
         }
         drop(overlay);
+        self.live.layers().used = true;
         self.live.set_dirty(true);
         Ok(())
     }

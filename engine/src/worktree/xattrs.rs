@@ -78,10 +78,10 @@ impl Worktree {
     }
 
     fn with_xattrs<T>(&self, ino: Ino, get: impl FnOnce(&Node) -> Option<T>) -> Result<Option<T>> {
-        let Some(live) = self.live.as_ref().filter(|live| live.is_touched(ino)) else {
+        let Some(changes) = self.changes.as_ref().filter(|changes| changes.is_touched(ino)) else {
             return Ok(None);
         };
-        match live.read().node(ino) {
+        match changes.read().node(ino) {
             Some(node) => Ok(get(node)),
             None if ino.is_new() => Err(Error::NoInode(ino)),
             None => Ok(None),

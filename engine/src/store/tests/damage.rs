@@ -119,23 +119,23 @@ fn another_format_is_refused_by_name() {
     let (storage, store) = fresh();
     drop(store);
     let format = Path::new(DIR).join("format");
-    assert_eq!(storage.contents(&format).unwrap(), b"agentfs store 1\n");
-    storage.tamper(&format, |text| *text = b"agentfs store 12\n".to_vec());
+    assert_eq!(storage.contents(&format).unwrap(), b"agentfs store 2\n");
+    storage.tamper(&format, |text| *text = b"agentfs store 21\n".to_vec());
     let before = storage.contents(&database());
     let error = open(&storage).unwrap_err();
-    assert!(matches!(error, Error::UnknownFormat { found: 12, known: 1, .. }), "{error}");
+    assert!(matches!(error, Error::UnknownFormat { found: 21, known: 2, .. }), "{error}");
     storage.tamper(&format, |text| *text = b"something else".to_vec());
     assert!(matches!(open(&storage), Err(Error::Corrupt { .. })));
     assert!(storage.contents(&database()) == before);
 
-    storage.tamper(&format, |text| *text = b"agentfs store 1\n".to_vec());
+    storage.tamper(&format, |text| *text = b"agentfs store 2\n".to_vec());
     let store = open(&storage).unwrap();
-    let sealed = tables::seal(tables::META_FORMAT, 2_u32.to_le_bytes().to_vec());
+    let sealed = tables::seal(tables::META_FORMAT, 3_u32.to_le_bytes().to_vec());
     let changes = [(tables::META_FORMAT.to_vec(), Some(sealed))].into();
     let changes = [(Table::Meta, changes)].into();
     store.core.lock_state().database.as_ref().unwrap().apply(&changes).unwrap();
     drop(store);
-    assert!(matches!(open(&storage), Err(Error::UnknownFormat { found: 2, .. })));
+    assert!(matches!(open(&storage), Err(Error::UnknownFormat { found: 3, .. })));
 }
 
 #[test]

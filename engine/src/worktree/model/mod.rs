@@ -2,6 +2,7 @@
 //! no I/O, no overlay and no log, and decides on its own what POSIX makes of an operation.
 
 mod apply;
+mod herd;
 mod history;
 mod op;
 mod script;
@@ -11,6 +12,7 @@ mod view;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
+pub(super) use herd::{Herd, HerdStep, herd_steps};
 pub(super) use history::History;
 pub(super) use op::{New, Op};
 pub(super) use script::fixed_steps;

@@ -116,7 +116,7 @@ pub(in crate::worktree) fn steps(len: usize) -> impl Strategy<Value = Vec<Step>>
     prop::collection::vec(step, 1..len)
 }
 
-fn op() -> impl Strategy<Value = (Kind, Dice)> {
+pub(super) fn op() -> impl Strategy<Value = (Kind, Dice)> {
     let kind = prop_oneof![
         6 => Just(Kind::Create),
         3 => Just(Kind::Link),

@@ -1,0 +1,540 @@
+//! Branches beyond mounting them: begun at a commit, a snapshot or what another branch is now, and
+//! removed without losing anything.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, MutexGuard};
+
+use agentfs_engine::GitOid;
+use agentfs_engine::base::Base;
+use agentfs_engine::store::{Branch, SnapshotReason, SnapshotRecord, WorktreeRecord};
+use agentfs_engine::worktree::{Point, Worktree};
+use agentfs_gitimport::gitdir::{self, NewGitDir, WorktreeHead};
+use agentfs_gitimport::repository::Repository;
+use agentfs_gitimport::state::ForkHead;
+use agentfs_gitimport::walk::ImportedTrees;
+use tracing::warn;
+
+use crate::daemon::calls;
+use crate::daemon::note::{Making, Note};
+use crate::daemon::opening::{self, Begin};
+use crate::daemon::repositories::OpenRepository;
+use crate::daemon::rpc::{Answer, Call};
+use crate::daemon::snapshots;
+use crate::daemon::state::Daemon;
+use crate::daemon::target::{self, Target};
+use crate::daemon::worktrees::{Slot, Up};
+use crate::destination;
+use crate::error::{Failure, Kind, Result};
+use crate::layout::remove_all;
+use crate::protocol::{
+    BranchCreateCall, BranchDeleteCall, BranchDeleted, MountCall, UmountCall, UndeleteCall,
+    WorktreeRemoveCall, WorktreeRemoved,
+};
+
+/// Where a branch begins that is more than a commit.
+struct Start {
+    repository: Arc<OpenRepository>,
+    /// Whose base it has.
+    of: Branch,
+    point: Point,
+    /// The worktree in which `point` was sealed, if it is mounted.
+    origin: Option<Arc<Worktree>>,
+    /// The git directory, or what a snapshot has of one.
+    state: PathBuf,
+}
+
+/// What `from` means.
+enum From {
+    Snapshot(SnapshotRecord),
+    /// A branch that may differ from its commit.
+    Branch(Branch),
+    Revision(String, String),
+}
+
+impl From {
+    fn parse(daemon: &Daemon, from: &str, committed: bool) -> Result<Self> {
+        if let Some(snapshot) = snapshots::named(daemon, from)? {
+            return Ok(Self::Snapshot(snapshot));
+        }
+        let (repository, mut revision) = target::parse(daemon, from)?;
+        if revision.is_empty() || revision == "HEAD" {
+            let open = daemon.repositories.get(&daemon.store, &repository)?;
+            revision = Target::of_head(&*open.git()?)?.branch.unwrap_or(revision);
+        }
+        let name = revision.strip_prefix("refs/heads/").unwrap_or(&revision);
+        if let Some(branch) = daemon.store.branch(&repository, name)? {
+            let holder = daemon.worktrees.holder_of(&repository, name);
+            if !committed && (holder.is_some() || branch.git_dir.is_some()) {
+                return Ok(Self::Branch(branch));
+            }
+        }
+        Ok(Self::Revision(repository, revision))
+    }
+}
+
+/// A branch with its changes, to be sealed.
+pub struct Opened {
+    /// Its worktree.
+    pub worktree: Arc<Worktree>,
+    /// Its git directory.
+    pub git_dir: PathBuf,
+    /// Its mount; without one nobody but the caller has it.
+    pub up: Option<Arc<Up>>,
+}
+
+/// Opens a branch that is mounted, or that was unmounted with changes; `None` for one that is nothing
+/// but its commit.
+///
+/// # Errors
+/// [`Kind::Busy`] while it is being mounted or unmounted; what opening it meets.
+pub fn open(
+    daemon: &Daemon,
+    repository: &OpenRepository,
+    branch: &Branch,
+) -> Result<Option<Opened>> {
+    let holder = daemon.worktrees.holder_of(&branch.repository, &branch.name);
+    let slot = holder.and_then(|dir| daemon.worktrees.get(&dir));
+    match slot {
+        Some(Slot::Up(up)) if !up.worktree.is_read_only() => Ok(Some(Opened {
+            worktree: Arc::clone(&up.worktree),
+            git_dir: up.record.git_dir.clone(),
+            up: Some(up),
+        })),
+        Some(Slot::Busy(..)) => {
+            Err(Failure::new(Kind::Busy, format!("{} is being mounted or unmounted", branch.name))
+                .hint("run the command again in a moment"))
+        }
+        _ => {
+            let Some(git_dir) = branch.git_dir.clone() else { return Ok(None) };
+            let worktree = opening::worktree(daemon, repository, branch, None, false, None)?;
+            Ok(Some(Opened { worktree, git_dir, up: None }))
+        }
+    }
+}
+
+impl Opened {
+    /// What it is now, for ever: on stable storage when this returns.
+    ///
+    /// # Errors
+    /// What the outbox and the store meet.
+    pub fn seal(&self) -> Result<Point> {
+        let point = self.worktree.seal()?;
+        if self.up.is_some() {
+            self.worktree.sync()?;
+            return Ok(point);
+        }
+        // It is about to be closed, and whoever stands on it must not need it open.
+        self.worktree.drain()?;
+        Ok(self.worktree.seal()?)
+    }
+}
+
+impl Start {
+    fn of_branch(daemon: &Daemon, branch: Branch) -> Result<Option<Self>> {
+        let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
+        let Some(opened) = open(daemon, &repository, &branch)? else { return Ok(None) };
+        let point = opened.seal()?;
+        let origin = opened.up.is_some().then_some(opened.worktree);
+        Ok(Some(Self { repository, of: branch, point, origin, state: opened.git_dir }))
+    }
+
+    fn of_snapshot(daemon: &Daemon, snapshot: &SnapshotRecord) -> Result<Option<Self>> {
+        let Some(state) = &snapshot.git_state else { return Ok(None) };
+        let repository = daemon.repositories.get(&daemon.store, &snapshot.repository)?;
+        while let Some(owner) = daemon.store.snapshot_waits_for(snapshot)? {
+            opening::settle(daemon, owner)?;
+        }
+        let source = repository.contents(snapshot.root_oid).source().cloned();
+        let base = Base::open(Arc::clone(&daemon.store), source, snapshot.root)?;
+        let point = Point::of(&daemon.store, &base, snapshot)?;
+        let of = Branch {
+            repository: snapshot.repository.clone(),
+            name: snapshot.name.clone(),
+            root: snapshot.root,
+            root_oid: snapshot.root_oid,
+            commit: snapshot.commit,
+            time: snapshot.time,
+            number: snapshot.branch,
+            ingested: false,
+            detached: false,
+            git_dir: None,
+        };
+        let state = daemon.layout.snapshots().join(state);
+        Ok(Some(Self { repository, of, point, origin: None, state }))
+    }
+}
+
+/// Begins a branch, and mounts it if asked.
+///
+/// # Errors
+/// [`Kind::Refused`] if git has a branch of that name; whatever keeps it from being made or mounted.
+/// Nothing is left then.
+pub fn create(daemon: &Arc<Daemon>, params: &BranchCreateCall, call: &Call) -> Result<Answer> {
+    if let Some(at) = &params.mount {
+        destination::check(&at.dir.0, daemon.root())?;
+    }
+    // What a branch stands on stays until it is on record.
+    let names = daemon.lock_names();
+    let (repository, revision) = match From::parse(daemon, &params.from, params.committed)? {
+        From::Branch(branch) => {
+            let (repository, name) = (branch.repository.clone(), branch.name.clone());
+            match Start::of_branch(daemon, branch)? {
+                Some(start) => return fork(daemon, params, &start, call, names),
+                None => (repository, name),
+            }
+        }
+        From::Snapshot(snapshot) => match Start::of_snapshot(daemon, &snapshot)? {
+            Some(start) => return fork(daemon, params, &start, call, names),
+            None => (snapshot.repository.clone(), snapshots::reference(&snapshot)),
+        },
+        From::Revision(repository, revision) => (repository, revision),
+    };
+    drop(names);
+    let repository = daemon.repositories.get(&daemon.store, &repository)?;
+    let target = Target::of_revision(daemon, &repository, &revision)?;
+    begin(daemon, params, &repository, target, call)
+}
+
+/// Begins a branch at a commit.
+fn begin(
+    daemon: &Arc<Daemon>,
+    params: &BranchCreateCall,
+    repository: &OpenRepository,
+    target: Target,
+    call: &Call,
+) -> Result<Answer> {
+    let git = repository.git_as_it_is()?;
+    let commit = target.commit.map(|commit| commit.id);
+    let name = params.name.as_str();
+    let made = {
+        let _names = daemon.lock_names();
+        refuse_taken(daemon, &git, &repository.record.name, name)?;
+        Made::branch(daemon, &git, &repository.record.name, name, commit)?
+    };
+    let what = format!("{}@{name}", repository.record.name);
+    let answer = match &params.mount {
+        Some(at) => calls::mount_at(
+            daemon,
+            &MountCall { what, at: at.clone(), exclusive: true },
+            call,
+            true,
+            None,
+        )?,
+        None => {
+            let target = Target { branch: Some(name.into()), ..target };
+            let (root, trees) = target::import(daemon, repository, &target, call)?;
+            let branch = target::branch(daemon, repository, &target, root)?;
+            let mut batch = daemon.store.batch()?;
+            batch.put_branch(&branch);
+            batch.commit()?;
+            answer(daemon, branch, trees)?
+        }
+    };
+    made.keep();
+    Ok(answer)
+}
+
+/// Begins a branch with everything that another is.
+fn fork(
+    daemon: &Arc<Daemon>,
+    params: &BranchCreateCall,
+    start: &Start,
+    call: &Call,
+    names: MutexGuard<'_, ()>,
+) -> Result<Answer> {
+    let Start { repository, of, point, origin, state } = start;
+    let git = repository.git_as_it_is()?;
+    let name = params.name.as_str();
+    let number = daemon.store.new_branch_number();
+    let head = ForkHead::of(&git, state)?;
+    refuse_taken(daemon, &git, &of.repository, name)?;
+    let mut made = Made::branch(daemon, &git, &of.repository, name, head.commit)?;
+    let worktree = match &params.mount {
+        Some(at) => at.dir.0.clone(),
+        None => daemon.layout.unmounted(&of.repository, name),
+    };
+    let new = NewGitDir {
+        common_dir: &repository.record.git_dir,
+        worktree: &worktree,
+        head: match head.detached {
+            Some(commit) => WorktreeHead::Detached(commit),
+            None => WorktreeHead::Branch { name, commit: head.commit },
+        },
+        state: Some((state, name)),
+    };
+    let git_dir = new.create(|_| Ok(()))?;
+    made.git_dir_is(&git_dir)?;
+    let branch =
+        Branch { name: name.into(), number, detached: false, git_dir: Some(git_dir), ..of.clone() };
+    let mut batch = daemon.store.batch()?;
+    batch.name_point(point)?;
+    if let Some(layer) = point.layer {
+        batch.put_fork(number, layer, point.last_new);
+    }
+    batch.put_branch(&branch);
+    batch.commit()?;
+    made.recorded = Some(branch.clone());
+    drop(names);
+    let answer = match &params.mount {
+        Some(at) => {
+            let what = format!("{}@{name}", of.repository);
+            let begin = Some(Begin { point, origin: origin.as_ref() });
+            calls::mount_at(
+                daemon,
+                &MountCall { what, at: at.clone(), exclusive: true },
+                call,
+                true,
+                begin,
+            )?
+        }
+        None => answer(daemon, branch, ImportedTrees::default())?,
+    };
+    made.keep();
+    Ok(answer)
+}
+
+fn answer(daemon: &Arc<Daemon>, branch: Branch, trees: ImportedTrees) -> Result<Answer> {
+    let opened = calls::describe(daemon, &branch, None, None)?;
+    let undo = {
+        let (daemon, branch) = (Arc::clone(daemon), branch.clone());
+        move || {
+            if let Err(failure) = remove(&daemon, &branch) {
+                warn!("cannot undo a branch: {failure}");
+            }
+        }
+    };
+    calls::answer(daemon, &branch, trees, opened, false, undo)
+}
+
+/// What has been made of a branch so far. Dropping it removes that.
+struct Made<'a> {
+    daemon: &'a Daemon,
+    git: &'a Repository,
+    repository: &'a str,
+    name: &'a str,
+    commit: Option<GitOid>,
+    git_dir: Option<PathBuf>,
+    recorded: Option<Branch>,
+    /// For the case that the daemon is killed.
+    note: Note,
+}
+
+impl<'a> Made<'a> {
+    /// Makes a branch of git at `commit`, if there is one.
+    fn branch(
+        daemon: &'a Daemon,
+        git: &'a Repository,
+        repository: &'a str,
+        name: &'a str,
+        commit: Option<GitOid>,
+    ) -> Result<Self> {
+        let making = Self::making(repository, name, commit, None);
+        let note = Note::write(&daemon.layout, &making)?;
+        if let Some(commit) = &commit {
+            git.create_branch(name, commit)?;
+        }
+        Ok(Self { daemon, git, repository, name, commit, git_dir: None, recorded: None, note })
+    }
+
+    fn making(
+        repository: &str,
+        name: &str,
+        commit: Option<GitOid>,
+        git_dir: Option<&Path>,
+    ) -> Making {
+        Making::Branch {
+            repository: repository.into(),
+            name: name.into(),
+            commit: commit.map(|commit| commit.to_string()),
+            git_dir: git_dir.map(Into::into),
+        }
+    }
+
+    fn git_dir_is(&mut self, git_dir: &Path) -> Result<()> {
+        self.git_dir = Some(git_dir.to_owned());
+        let making = Self::making(self.repository, self.name, self.commit, Some(git_dir));
+        self.note.amend(&making)
+    }
+
+    fn keep(mut self) {
+        (self.commit, self.git_dir, self.recorded) = (None, None, None);
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        let mut undone = Ok(());
+        if let Some(branch) = self.recorded.take() {
+            undone = undone.and(drop_branch(self.daemon, &branch));
+        }
+        if let Some(git_dir) = self.git_dir.take() {
+            undone = undone.and(gitdir::remove(&git_dir).map_err(Failure::from));
+        }
+        if let Some(commit) = self.commit.take() {
+            let name = format!("refs/heads/{}", self.name);
+            undone = undone.and(self.git.remove_reference(&name, &commit).map_err(Failure::from));
+        }
+        if let Err(failure) = undone {
+            warn!("cannot undo branch {}: {failure}", self.name);
+        }
+    }
+}
+
+fn refuse_taken(daemon: &Daemon, git: &Repository, repository: &str, name: &str) -> Result<()> {
+    if daemon.store.branch(repository, name)?.is_some() || git.has_branch(name)? {
+        return Err(Failure::new(
+            Kind::Refused,
+            format!("there is a branch {name} in {repository} already"),
+        )
+        .hint("choose another name, or mount that branch with `agentfs mount`"));
+    }
+    if name.starts_with('-') || name == "HEAD" {
+        return Err(Failure::new(Kind::Refused, format!("{name:?} cannot name a branch")));
+    }
+    Ok(())
+}
+
+/// Takes a branch off the record, with what only it has in the store.
+fn drop_branch(daemon: &Daemon, branch: &Branch) -> Result<()> {
+    daemon.ingest.cancel(&branch.repository, &branch.name);
+    let mut batch = daemon.store.batch()?;
+    batch.remove_branch(&branch.repository, &branch.name);
+    batch.remove_head(branch.number);
+    batch.sweep_layers()?;
+    batch.commit()?;
+    let outbox = daemon.layout.outbox(branch.number);
+    remove_all(&outbox).map_err(|error| Failure::store_io("remove", &outbox, &error))
+}
+
+/// Removes a branch from the store and from git.
+fn remove(daemon: &Daemon, branch: &Branch) -> Result<()> {
+    drop_branch(daemon, branch)?;
+    if let Some(git_dir) = &branch.git_dir {
+        gitdir::remove(git_dir)?;
+    }
+    let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
+    let git = repository.git_as_it_is()?;
+    if !branch.detached && git.has_branch(&branch.name)? {
+        let full = format!("refs/heads/{}", branch.name);
+        let tip = git.resolve(&full)?;
+        git.remove_reference(&full, &tip.id)?;
+    }
+    Ok(())
+}
+
+/// Removes a branch, also in git. All of it is kept as a snapshot.
+///
+/// # Errors
+/// [`Kind::Busy`] if it is mounted, [`Kind::Refused`] if the repository's HEAD is on it.
+pub fn delete(daemon: &Daemon, params: &BranchDeleteCall) -> Result<BranchDeleted> {
+    let (name, revision) = target::parse(daemon, &params.branch)?;
+    let repository = daemon.repositories.get(&daemon.store, &name)?;
+    let Some(branch) = daemon.store.branch(&name, &revision)? else {
+        return Err(Failure::new(
+            Kind::NotFound,
+            format!("{revision:?} is no branch of {name} that agentfs has on record"),
+        )
+        .hint("`agentfs branch list` lists them; a branch of git alone is removed with `git branch -d`"));
+    };
+    let _names = daemon.lock_names();
+    if Target::of_head(&*repository.git_as_it_is()?)?.branch.as_ref() == Some(&branch.name) {
+        return Err(Failure::new(
+            Kind::Refused,
+            format!("{} is the branch that HEAD of {name} is on", branch.name),
+        )
+        .hint("`git symbolic-ref HEAD` in the repository says so and changes it"));
+    }
+    if let Some(dir) = daemon.worktrees.holder_of(&name, &branch.name) {
+        let dir = dir.display();
+        return Err(Failure::new(Kind::Busy, format!("{} is mounted at {dir}", branch.name))
+            .hint(format!("unmount it first, with `agentfs umount {dir}`")));
+    }
+    let snapshot = snapshots::take(daemon, &repository, &branch, SnapshotReason::Removed, "")?;
+    remove(daemon, &branch)?;
+    Ok(BranchDeleted {
+        repository: name,
+        branch: branch.name.clone(),
+        snapshot: snapshots::id(snapshot.number),
+    })
+}
+
+/// Removes the worktree at a directory, and what it differs by from its commit; git's branch stays. What
+/// was different is kept as a snapshot.
+///
+/// # Errors
+/// As [`calls::umount`]; the worktree then stays, or is unmounted with all its changes.
+pub fn remove_worktree(daemon: &Daemon, params: &WorktreeRemoveCall) -> Result<WorktreeRemoved> {
+    let dir = &params.dir.0;
+    let record = daemon.store.worktree(dir)?;
+    calls::umount(daemon, &UmountCall { dir: Some(params.dir.clone()), lazy: false })?;
+    let (repository, name) = match record {
+        Some(WorktreeRecord { repository, branch, .. }) => (repository, branch),
+        None => (String::new(), String::new()),
+    };
+    let _names = daemon.lock_names();
+    let kept = daemon.store.branch(&repository, &name)?.filter(|branch| branch.git_dir.is_some());
+    let mut snapshot = None;
+    if let Some(branch) = kept {
+        let open = daemon.repositories.get(&daemon.store, &repository)?;
+        let reason = SnapshotReason::Before;
+        let taken = snapshots::take(daemon, &open, &branch, reason, "before worktree remove")?;
+        snapshot = Some(snapshots::id(taken.number));
+        drop_branch(daemon, &branch)?;
+        if let Some(git_dir) = &branch.git_dir {
+            gitdir::remove(git_dir)?;
+        }
+    }
+    // It stays if somebody has put something into it.
+    fs::remove_dir(dir).ok();
+    Ok(WorktreeRemoved { dir: params.dir.clone(), repository, branch: name, snapshot })
+}
+
+/// Brings a branch back that was removed, under its name.
+///
+/// # Errors
+/// [`Kind::NotFound`] if none of that name was removed; as [`create`].
+pub fn undelete(daemon: &Arc<Daemon>, params: &UndeleteCall, call: &Call) -> Result<Answer> {
+    let (repository, name) = match params.branch.split_once('@') {
+        Some((repository, name)) => (Some(repository), name),
+        None => (None, params.branch.as_str()),
+    };
+    let mut removed = daemon.store.all_snapshots()?;
+    removed.retain(|snapshot| {
+        snapshot.reason == SnapshotReason::Removed
+            && snapshot.name == name
+            && repository.is_none_or(|repository| snapshot.repository == repository)
+    });
+    let Some(last) = removed.into_iter().max_by_key(|snapshot| snapshot.number) else {
+        return Err(Failure::new(Kind::NotFound, format!("no branch {name:?} was removed"))
+            .hint("`agentfs snapshot list` lists what is kept of removed branches"));
+    };
+    let create = BranchCreateCall {
+        name: name.into(),
+        from: snapshots::id(last.number),
+        mount: params.mount.clone(),
+        committed: false,
+    };
+    create_and_forget(daemon, &create, &last, call)
+}
+
+fn create_and_forget(
+    daemon: &Arc<Daemon>,
+    params: &BranchCreateCall,
+    snapshot: &SnapshotRecord,
+    call: &Call,
+) -> Result<Answer> {
+    let mut answer = create(daemon, params, call)?;
+    let after = answer.after.take();
+    let (daemon, snapshot) = (Arc::clone(daemon), snapshot.clone());
+    answer.after = Some(Box::new(move || {
+        if let Some(after) = after {
+            after();
+        }
+        let _names = daemon.lock_names();
+        if let Err(failure) = snapshots::forget(&daemon, &snapshot) {
+            warn!("cannot remove a snapshot that is not needed: {failure}");
+        }
+    }));
+    Ok(answer)
+}

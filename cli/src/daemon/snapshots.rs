@@ -1,0 +1,413 @@
+//! Snapshots: points of branches that are kept, with the git state that belongs to them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use agentfs_engine::GitOid;
+use agentfs_engine::store::{Branch, SnapshotReason, SnapshotRecord, WorktreeRecord};
+use agentfs_engine::worktree::{Point, Timestamp};
+use agentfs_fuse::Stale;
+use agentfs_gitimport::repository::Repository;
+use agentfs_gitimport::state::{self, ForkHead};
+use tracing::{info, warn};
+
+use crate::daemon::branches::{Opened, open};
+use crate::daemon::note::{self, Making, Note};
+use crate::daemon::opening;
+use crate::daemon::repositories::OpenRepository;
+use crate::daemon::state::Daemon;
+use crate::daemon::target::{self, Target};
+use crate::daemon::worktrees::Up;
+use crate::error::{Failure, Kind, Result};
+use crate::layout::remove_all;
+use crate::protocol::{
+    SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotListCall, SnapshotRestoreCall,
+    SnapshotRestored, Snapshots,
+};
+
+/// Digits of a snapshot's name.
+const ID_DIGITS: usize = 16;
+/// Fewest digits with which it can be named.
+const ID_DIGITS_MIN: usize = 4;
+
+/// The name of a snapshot. The last bits of its number, which is a time, come first, so that few digits
+/// tell it from others.
+pub fn id(number: u64) -> String {
+    format!("s{:0width$x}", number.reverse_bits(), width = ID_DIGITS)
+}
+
+/// The reference that keeps the commit of a snapshot in git.
+pub fn reference(snapshot: &SnapshotRecord) -> String {
+    format!("refs/agentfs/snapshots/{}", id(snapshot.number))
+}
+
+/// The snapshot that `name` names, by its first digits; `None` for what cannot be one, or is none.
+///
+/// # Errors
+/// [`Kind::Refused`] if it names several.
+pub fn named(daemon: &Daemon, name: &str) -> Result<Option<SnapshotRecord>> {
+    let digits = name.strip_prefix('s').unwrap_or_default();
+    let possible = (ID_DIGITS_MIN..=ID_DIGITS).contains(&digits.len())
+        && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    if !possible {
+        return Ok(None);
+    }
+    let mut found = daemon.store.all_snapshots()?;
+    found.retain(|snapshot| id(snapshot.number).starts_with(name));
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        several => {
+            Err(Failure::new(Kind::Refused, format!("{several} snapshots begin with {name}"))
+                .hint("name it with more digits"))
+        }
+    }
+}
+
+/// What git and the file system have of a snapshot. Dropping it removes that.
+struct Kept<'a> {
+    git: &'a Repository,
+    reference: Option<(String, GitOid)>,
+    state: Option<PathBuf>,
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        if let Some((name, commit)) = self.reference.take()
+            && let Err(error) = self.git.remove_reference(&name, &commit)
+        {
+            warn!("{error}");
+        }
+        if let Some(dir) = self.state.take()
+            && let Err(error) = remove_all(&dir)
+        {
+            warn!("cannot remove {}: {error}", dir.display());
+        }
+    }
+}
+
+/// Keeps a branch as it is now, on stable storage. What it has of git is saved before its files are
+/// sealed: then no file is older than an index that says it is up to date. The caller holds
+/// [`Daemon::lock_names`]: what is sealed stays until it is on record.
+///
+/// # Errors
+/// What opening the branch, its outbox, git and the file system meet; nothing is left then.
+pub fn take(
+    daemon: &Daemon,
+    repository: &OpenRepository,
+    branch: &Branch,
+    reason: SnapshotReason,
+    message: &str,
+) -> Result<SnapshotRecord> {
+    let opened = open(daemon, repository, branch)?;
+    take_of(daemon, repository, branch, opened.as_ref(), reason, message)
+}
+
+/// The same of a branch that is open, if it can be.
+fn take_of(
+    daemon: &Daemon,
+    repository: &OpenRepository,
+    branch: &Branch,
+    opened: Option<&Opened>,
+    reason: SnapshotReason,
+    message: &str,
+) -> Result<SnapshotRecord> {
+    let number = daemon.store.new_snapshot_number();
+    let id = id(number);
+    let git = &*repository.git_as_it_is()?;
+    let mut kept = Kept { git, reference: None, state: None };
+    let (point, head) = match opened {
+        Some(opened) => {
+            let dir = daemon.layout.snapshots().join(&id);
+            let head = ForkHead::of(git, &opened.git_dir)?;
+            kept.state = Some(dir.clone());
+            state::save(&opened.git_dir, &dir)?;
+            (Some(opened.seal()?), head.detached.or(head.commit))
+        }
+        None => {
+            let target = Target::of_revision(daemon, repository, &branch.name)?;
+            (None, target.commit.map(|commit| commit.id))
+        }
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let record = SnapshotRecord {
+        branch: branch.number,
+        repository: branch.repository.clone(),
+        name: branch.name.clone(),
+        number,
+        layer: point.as_ref().and_then(|point| point.layer),
+        last_new: point.as_ref().map_or(0, |point| point.last_new),
+        root: branch.root,
+        root_oid: branch.root_oid,
+        commit: branch.commit,
+        time: branch.time,
+        made: Timestamp {
+            seconds: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+            nanoseconds: now.subsec_nanos(),
+        },
+        reason,
+        message: message.into(),
+        git_state: kept.state.as_ref().map(|_| id),
+    };
+    if let Some(head) = head {
+        git.keep(&reference(&record), &head)?;
+        kept.reference = Some((reference(&record), head));
+    }
+    let mut batch = daemon.store.batch()?;
+    if let Some(point) = &point {
+        batch.name_point(point)?;
+    }
+    batch.put_snapshot(&record);
+    batch.commit()?;
+    (kept.reference, kept.state) = (None, None);
+    Ok(record)
+}
+
+/// Makes a snapshot of a branch.
+///
+/// # Errors
+/// [`Kind::NotFound`] if there is no such branch; as [`take`].
+pub fn create(daemon: &Daemon, params: &SnapshotCreateCall) -> Result<SnapshotInfo> {
+    let (name, revision) = target::parse(daemon, &params.branch)?;
+    let repository = daemon.repositories.get(&daemon.store, &name)?;
+    let _names = daemon.lock_names();
+    let Some(branch) = daemon.store.branch(&name, &revision)? else {
+        return Err(Failure::new(
+            Kind::NotFound,
+            format!("{revision:?} is no branch of {name} that agentfs has on record"),
+        )
+        .hint("`agentfs branch list` lists them"));
+    };
+    let record = take(daemon, &repository, &branch, SnapshotReason::Asked, &params.message)?;
+    Ok(info(&record))
+}
+
+/// Makes a branch what a snapshot is, files and git state; what it was before is kept as a snapshot.
+///
+/// # Errors
+/// [`Kind::NotFound`] if there is no such branch or snapshot, [`Kind::Refused`] for a snapshot of what has
+/// another base; what the store, the outbox and git meet.
+pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<SnapshotRestored> {
+    let snapshot = known(daemon, &params.snapshot)?;
+    let _names = daemon.lock_names();
+    let branches = daemon.store.branches()?;
+    let branch = match &params.branch {
+        Some(branch) => {
+            let (repository, name) = target::parse(daemon, branch)?;
+            daemon.store.branch(&repository, &name)?
+        }
+        None => branches.into_iter().find(|branch| branch.number == snapshot.branch),
+    };
+    let branch = branch.ok_or_else(|| {
+        Failure::new(Kind::NotFound, format!("there is no branch {} any more", snapshot.name))
+            .hint(format!("`agentfs branch create NAME --from {}` begins one", id(snapshot.number)))
+    })?;
+    let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
+    let refuse = |why: &str| {
+        Failure::new(
+            Kind::Refused,
+            format!("{} cannot become what the snapshot is: {why}", branch.name),
+        )
+        .hint(format!(
+            "`agentfs branch create NAME --from {}` begins a branch there",
+            id(snapshot.number)
+        ))
+    };
+    if (&branch.repository, branch.root) != (&snapshot.repository, snapshot.root) {
+        return Err(refuse("it was based on another commit"));
+    }
+    let Some(state) = &snapshot.git_state else {
+        return Err(refuse("the snapshot is nothing but a commit"));
+    };
+    let Some(opened) = open(daemon, &repository, &branch)? else {
+        return Err(refuse("it is not mounted and has no changes"));
+    };
+    let message = format!("before the restoring of {}", id(snapshot.number));
+    let before =
+        take_of(daemon, &repository, &branch, Some(&opened), SnapshotReason::Before, &message)?;
+    while let Some(owner) = daemon.store.snapshot_waits_for(&snapshot)? {
+        opening::settle(daemon, owner)?;
+    }
+    let point = Point::of(&daemon.store, opened.worktree.base(), &snapshot)?;
+    let making = Making::Restore { branch: branch.number.0, snapshot: snapshot.number };
+    let _note = Note::write(&daemon.layout, &making)?;
+    let difference = opened.worktree.restore(&point)?;
+    if let Some(up) = &opened.up {
+        for (dir, name) in &difference.names {
+            forget_in_kernel(up, Stale::Entry { parent: *dir, name });
+        }
+        difference.inodes.iter().for_each(|ino| forget_in_kernel(up, Stale::Content(*ino)));
+    }
+    restore_git(daemon, &repository, &branch, &snapshot, state, &opened.git_dir)?;
+    Ok(SnapshotRestored {
+        snapshot: id(snapshot.number),
+        repository: branch.repository.clone(),
+        branch: branch.name.clone(),
+        before: id(before.number),
+        inodes: difference.inodes.len() as u64,
+        names: difference.names.len() as u64,
+    })
+}
+
+fn forget_in_kernel(up: &Up, stale: Stale<'_>) {
+    if let Err(error) = up.mounted.invalidate(stale) {
+        warn!("{error}");
+    }
+}
+
+fn restore_git(
+    daemon: &Daemon,
+    repository: &OpenRepository,
+    branch: &Branch,
+    snapshot: &SnapshotRecord,
+    state: &str,
+    git_dir: &Path,
+) -> Result<()> {
+    let git = &*repository.git_as_it_is()?;
+    let commit = git.resolve(&reference(snapshot)).ok().map(|commit| commit.id);
+    let from = daemon.layout.snapshots().join(state);
+    Ok(state::restore(git, &from, git_dir, &branch.name, commit.as_ref())?)
+}
+
+/// Completes what a killed daemon was restoring: where the files are those of the snapshot, so is the git
+/// state. Called before anything is mounted.
+pub fn complete_restores(daemon: &Daemon) {
+    for (_note, branch, snapshot) in note::restores(&daemon.layout) {
+        if let Err(failure) = complete_restore(daemon, branch, snapshot) {
+            warn!("cannot complete the restoring of {}: {failure}", id(snapshot));
+        }
+    }
+}
+
+fn complete_restore(daemon: &Daemon, branch: u64, snapshot: u64) -> Result<()> {
+    let branches = daemon.store.branches()?;
+    let snapshots = daemon.store.all_snapshots()?;
+    let branch = branches.into_iter().find(|one| one.number.0 == branch);
+    let snapshot = snapshots.into_iter().find(|one| one.number == snapshot);
+    let (Some(branch), Some(snapshot)) = (branch, snapshot) else { return Ok(()) };
+    let Some(state) = &snapshot.git_state else { return Ok(()) };
+    let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
+    let worktree = opening::worktree(daemon, &repository, &branch, None, false, None)?;
+    if worktree.seal()?.layer != snapshot.layer {
+        return Ok(());
+    }
+    let worktrees = daemon.store.worktrees()?;
+    let same =
+        |one: &&WorktreeRecord| one.repository == branch.repository && one.branch == branch.name;
+    let mounted = worktrees.iter().find(same).map(|one| &one.git_dir);
+    if let Some(git_dir) = mounted.or(branch.git_dir.as_ref()) {
+        restore_git(daemon, &repository, &branch, &snapshot, state, git_dir)?;
+        info!("completed the restoring of {}", id(snapshot.number));
+    }
+    Ok(())
+}
+
+/// The snapshots of a branch, or all, the oldest first.
+///
+/// # Errors
+/// What reading the store meets.
+pub fn list(daemon: &Daemon, params: &SnapshotListCall) -> Result<Snapshots> {
+    let mut found = daemon.store.all_snapshots()?;
+    if let Some(branch) = &params.branch {
+        let (repository, name) = match branch.split_once('@') {
+            Some((repository, name)) => (Some(repository), name),
+            None => (None, branch.as_str()),
+        };
+        found.retain(|one| {
+            one.name == name && repository.is_none_or(|repository| one.repository == repository)
+        });
+    }
+    found.sort_unstable_by_key(|one| one.number);
+    Ok(Snapshots { snapshots: found.iter().map(info).collect() })
+}
+
+/// Removes a snapshot.
+///
+/// # Errors
+/// [`Kind::NotFound`] if there is none.
+pub fn delete(daemon: &Daemon, params: &SnapshotCall) -> Result<SnapshotInfo> {
+    let snapshot = known(daemon, &params.snapshot)?;
+    let _names = daemon.lock_names();
+    forget(daemon, &snapshot)?;
+    Ok(info(&snapshot))
+}
+
+fn known(daemon: &Daemon, name: &str) -> Result<SnapshotRecord> {
+    named(daemon, name)?.ok_or_else(|| {
+        Failure::new(Kind::NotFound, format!("{name:?} is no snapshot"))
+            .hint("`agentfs snapshot list` lists them")
+    })
+}
+
+/// Takes a snapshot off the record, with what only it has. The caller holds [`Daemon::lock_names`].
+///
+/// # Errors
+/// What the store, git and the file system meet.
+pub fn forget(daemon: &Daemon, snapshot: &SnapshotRecord) -> Result<()> {
+    let mut batch = daemon.store.batch()?;
+    batch.remove_snapshot(snapshot);
+    batch.sweep_layers()?;
+    batch.commit()?;
+    let repository = daemon.repositories.get(&daemon.store, &snapshot.repository)?;
+    let git = repository.git_as_it_is()?;
+    remove_rest(daemon, &git, &id(snapshot.number))
+}
+
+/// Removes what git and the file system have of a snapshot that is not on record.
+fn remove_rest(daemon: &Daemon, git: &Repository, id: &str) -> Result<()> {
+    let dir = daemon.layout.snapshots().join(id);
+    remove_all(&dir).map_err(|error| Failure::store_io("remove", &dir, &error))?;
+    let name = format!("refs/agentfs/snapshots/{id}");
+    if let Ok(commit) = git.resolve(&name) {
+        git.remove_reference(&name, &commit.id)?;
+    }
+    Ok(())
+}
+
+/// Removes what a former daemon has left of snapshots that did not get on record.
+///
+/// # Errors
+/// What reading the store meets.
+pub fn sweep(daemon: &Daemon) -> Result<()> {
+    let Ok(entries) = fs::read_dir(daemon.layout.snapshots()) else { return Ok(()) };
+    let known: Vec<_> = daemon.store.all_snapshots()?.iter().map(|one| id(one.number)).collect();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if known.iter().any(|known| name == known.as_str()) {
+            continue;
+        }
+        match remove_all(&entry.path()) {
+            Ok(()) => info!("removed {}, which was not complete", entry.path().display()),
+            Err(error) => warn!("cannot remove {}: {error}", entry.path().display()),
+        }
+    }
+    Ok(())
+}
+
+fn info(record: &SnapshotRecord) -> SnapshotInfo {
+    SnapshotInfo {
+        id: id(record.number),
+        repository: record.repository.clone(),
+        branch: record.name.clone(),
+        commit: record.commit.map(|commit| commit.to_string()),
+        made: record.made.seconds,
+        reason: match record.reason {
+            SnapshotReason::Asked => "asked",
+            SnapshotReason::Before => "before",
+            SnapshotReason::Removed => "removed",
+        }
+        .into(),
+        message: record.message.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_a_number_with_its_last_bits_first() {
+        assert_eq!(id(1), "s8000000000000000");
+        assert_eq!(id(0x1_0000), "s0000800000000000");
+    }
+}

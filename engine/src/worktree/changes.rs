@@ -1,0 +1,100 @@
+//! What a worktree shows beside its base: an overlay, and which inodes of the base it may know.
+//!
+//! Readers take the overlay's lock, which is held for memory operations only: never while a file is
+//! read or written. Reading what was never changed takes none: a bitmap says so.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::base::Base;
+use crate::id::Ino;
+use crate::overlay::Overlay;
+
+/// What has changed relative to a base.
+#[derive(Debug)]
+pub(super) struct Changes {
+    overlay: RwLock<Overlay>,
+    touched: Touched,
+}
+
+/// Which inodes of the base have to be looked up in the overlay: one bit for each.
+#[derive(Debug)]
+struct Touched(Box<[AtomicU64]>);
+
+impl Changes {
+    /// Those of `overlay` relative to `base`.
+    pub(super) fn of(base: &Base, overlay: Overlay) -> Self {
+        let touched = Touched::new(base);
+        for (ino, _) in overlay.nodes() {
+            touched.set(ino);
+        }
+        Self { overlay: RwLock::new(overlay), touched }
+    }
+
+    /// The same, to go on from here. It shares everything that both have.
+    pub(super) fn copy(&self) -> Self {
+        let overlay = self.read();
+        // Under the lock: a bit is set under it.
+        let touched = self.touched.copy();
+        Self { overlay: RwLock::new(overlay.copy()), touched }
+    }
+
+    /// Whether the overlay may know something of `ino`.
+    pub(super) fn is_touched(&self, ino: Ino) -> bool {
+        self.touched.get(ino)
+    }
+
+    pub(super) fn touch(&self, ino: Ino) {
+        self.touched.set(ino);
+    }
+
+    /// The overlay, whose lock the caller has for writing, knows nothing of `ino` any more.
+    pub(super) fn untouch(&self, ino: Ino) {
+        self.touched.clear(ino);
+    }
+
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Overlay> {
+        // Applying a change does not panic; if it did, what it left is memory-safe and the log has
+        // the truth.
+        self.overlay.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Overlay> {
+        self.overlay.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Touched {
+    fn new(base: &Base) -> Self {
+        let last = Ino::FIRST.0 + u64::from(base.entries());
+        Self((0..=last / 64).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn copy(&self) -> Self {
+        Self(self.0.iter().map(|word| AtomicU64::new(word.load(Ordering::Acquire))).collect())
+    }
+
+    fn word(&self, ino: Ino) -> Option<(&AtomicU64, u64)> {
+        let word = self.0.get(usize::try_from(ino.0 / 64).ok()?)?;
+        Some((word, 1 << (ino.0 % 64)))
+    }
+
+    fn get(&self, ino: Ino) -> bool {
+        // Acquire: who sees the bit sees, through the overlay's lock, at least the change that set
+        // it. Numbers beyond the base are the overlay's.
+        self.word(ino).is_none_or(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// Who still sees the bit finds nothing in the overlay, and asks the base.
+    fn clear(&self, ino: Ino) {
+        if let Some((word, bit)) = self.word(ino) {
+            word.fetch_and(!bit, Ordering::Release);
+        }
+    }
+
+    fn set(&self, ino: Ino) {
+        if let Some((word, bit)) = self.word(ino) {
+            word.fetch_or(bit, Ordering::Release);
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! Goal: every agent has a branch of its own, begun at what another is, and nothing of it is lost.
+//!
+//! A fork has all that its origin has, what git has staged and in progress included, and from then on they
+//! do not see each other. Snapshots and removed branches come back as they were. All of it holds when
+//! the daemon is killed.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use agentfs_tests::{
+    TestStore, fixture::Builder, fuse_available, git, git_command, git_fails, tree,
+};
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// A store with a mounted worktree of a small repository with three files and an ignored directory.
+fn mounted() -> (TestStore, PathBuf) {
+    let store = TestStore::with_limit(LIMIT);
+    let source = Builder::new(&store.path("source"));
+    source.file("dir/one", "1\n").file("dir/two", "2\n").file("three", "3\n");
+    source.file(".gitignore", "build/\n").commit("first");
+    let dir = store.path("main");
+    let (from, to) = (source.dir().display().to_string(), dir.display().to_string());
+    store.ok(&["clone", "--wait", &from, &to]);
+    (store, dir)
+}
+
+/// Changes of every kind that git tells apart.
+fn change(dir: &Path) {
+    fs::write(dir.join("dir/one"), "staged\n").unwrap();
+    git(dir, &["add", "dir/one"]);
+    fs::write(dir.join("dir/one"), "staged, and changed again\n").unwrap();
+    fs::write(dir.join("untracked"), "untracked\n").unwrap();
+    fs::create_dir(dir.join("build")).unwrap();
+    fs::write(dir.join("build/out"), vec![7; 300_000]).unwrap();
+    fs::remove_file(dir.join("three")).unwrap();
+}
+
+fn status(dir: &Path) -> String {
+    git(dir, &["status", "--porcelain=v1", "--ignored"])
+}
+
+fn fork(store: &TestStore, name: &str, from: &str) -> PathBuf {
+    let dir = store.path(name);
+    store.ok(&["branch", "create", name, "--from", from, "--mount", &dir.display().to_string()]);
+    dir
+}
+
+/// Names, inode numbers and times below `dir`, but for the `.git` file.
+fn stats(dir: &Path) -> Vec<(PathBuf, u64, u64, i64, i64)> {
+    let mut found = Vec::new();
+    let mut pending = vec![dir.to_owned()];
+    while let Some(at) = pending.pop() {
+        for entry in fs::read_dir(&at).unwrap() {
+            let path = entry.unwrap().path();
+            let stat = path.symlink_metadata().unwrap();
+            if stat.is_dir() {
+                pending.push(path.clone());
+            }
+            let name = path.strip_prefix(dir).unwrap().to_owned();
+            if name != Path::new(".git") {
+                found.push((name, stat.ino(), stat.len(), stat.mtime(), stat.mtime_nsec()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn assert_sound(store: &TestStore) {
+    let checked = store.run(&["fsck"]);
+    assert_eq!(checked.code, 0, "{}{}", checked.stdout, store.log());
+}
+
+#[test]
+fn a_fork_has_what_its_origin_has_and_is_alone_from_then_on() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    change(&main);
+    let before = (status(&main), stats(&main));
+    let side = fork(&store, "side", "main");
+    tree::assert_same(&main, &side);
+    assert_eq!((status(&side), stats(&side)), before);
+    assert_eq!((status(&main), stats(&main)), before);
+    assert_eq!(git(&side, &["symbolic-ref", "HEAD"]), "refs/heads/side");
+    assert_eq!(git(&main, &["diff", "--cached"]), git(&side, &["diff", "--cached"]));
+
+    fs::write(side.join("untracked"), "of the side\n").unwrap();
+    fs::write(main.join("dir/two"), "of main\n").unwrap();
+    fs::remove_file(main.join("build/out")).unwrap();
+    fs::write(side.join("new"), "new\n").unwrap();
+    assert_eq!(fs::read_to_string(main.join("untracked")).unwrap(), "untracked\n");
+    assert_eq!(fs::read_to_string(side.join("dir/two")).unwrap(), "2\n");
+    assert_eq!(fs::read(side.join("build/out")).unwrap(), vec![7; 300_000]);
+    assert!(!main.join("new").exists());
+
+    git(&side, &["commit", "-qam", "of the side"]);
+    assert_eq!(git(&main, &["log", "-1", "--format=%s", "side"]), "of the side");
+    assert_eq!(git(&main, &["log", "-1", "--format=%s"]), "first");
+    assert_sound(&store);
+}
+
+#[test]
+fn forks_of_forks_outlive_their_origins_and_their_daemon() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    change(&main);
+    let mut expected = Vec::new();
+    let mut from = "main".to_owned();
+    for depth in 0..4 {
+        let name = format!("depth{depth}");
+        let dir = fork(&store, &name, &from);
+        fs::write(dir.join(format!("at{depth}")), vec![depth; 9000]).unwrap();
+        fs::write(dir.join("untracked"), name.as_bytes()).unwrap();
+        expected.push((dir.clone(), stats(&dir), status(&dir)));
+        from = name;
+    }
+    // One that is not mounted, of what is not drained.
+    store.ok(&["branch", "create", "later", "--from", &from]);
+    let twin = expected.last().unwrap().clone();
+    store.kill_daemon();
+    store.ok(&["status"]);
+    for (dir, stats_before, status_before) in &expected {
+        assert_eq!(&stats(dir), stats_before);
+        assert_eq!(&status(dir), status_before);
+    }
+    store.ok(&["umount", &main.display().to_string()]);
+    store.ok(&["umount", &expected[0].0.display().to_string()]);
+    let later = store.path("later");
+    store.ok(&["mount", "later", &later.display().to_string()]);
+    assert_eq!((stats(&later), status(&later)), (twin.1, twin.2));
+    store.ok(&["branch", "delete", "depth0"]);
+    for (dir, stats_before, _) in &expected[1..] {
+        assert_eq!(&stats(dir), stats_before);
+    }
+    assert_sound(&store);
+}
+
+#[test]
+fn a_merge_and_a_rebase_in_progress_go_on_in_the_fork() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    git(&main, &["checkout", "-qb", "other"]);
+    fs::write(main.join("three"), "of other\n").unwrap();
+    git(&main, &["commit", "-qam", "other"]);
+    git(&main, &["checkout", "-q", "main"]);
+    fs::write(main.join("three"), "of main\n").unwrap();
+    git(&main, &["commit", "-qam", "main"]);
+    let tip = git(&main, &["rev-parse", "main"]);
+    git_fails(&main, &["merge", "other"]);
+    let side = fork(&store, "merging", "main");
+    assert_eq!(status(&side), status(&main));
+    fs::write(side.join("three"), "both\n").unwrap();
+    git(&side, &["commit", "-qam", "merged"]);
+    assert_eq!(git(&side, &["rev-list", "--parents", "-1", "merging"]).split(' ').count(), 3);
+    assert!(status(&main).contains("UU three"), "{}", status(&main));
+    git(&main, &["merge", "--abort"]);
+
+    git_fails(&main, &["rebase", "other"]);
+    let side = fork(&store, "rebasing", "main");
+    assert_eq!(status(&side), status(&main));
+    fs::write(side.join("three"), "rebased\n").unwrap();
+    git(&side, &["add", "three"]);
+    git(&side, &["-c", "core.editor=true", "rebase", "--continue"]);
+    assert_eq!(git(&side, &["symbolic-ref", "HEAD"]), "refs/heads/rebasing");
+    let parent = git(&side, &["rev-parse", "rebasing^"]);
+    assert_eq!(parent, git(&side, &["rev-parse", "other"]));
+    // Nothing of it happened to the origin.
+    assert_eq!(git(&main, &["rev-parse", "main"]), tip);
+    git(&main, &["rebase", "--abort"]);
+    assert_eq!(git(&main, &["rev-parse", "HEAD"]), tip);
+}
+
+#[test]
+fn a_snapshot_is_a_moment_for_ever() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    change(&main);
+    let native = tree::read(&main);
+    let moment = (status(&main), stats(&main));
+    let made = store.json(&["snapshot", "create", "main", "-m", "before the worst"]);
+    let id = made["id"].as_str().unwrap().to_owned();
+    clear(&main);
+    git(&main, &["add", "-A"]);
+    store.kill_daemon();
+    let back = fork(&store, "back", &id[..8]);
+    assert_eq!(tree::read(&back), native);
+    assert_eq!((status(&back), stats(&back)), moment);
+    let listed = store.ok(&["snapshot", "list", "main"]);
+    assert!(listed.contains(&id) && listed.contains("before the worst"), "{listed}");
+    store.fails(3, &["snapshot", "delete", "s0000"]);
+    store.ok(&["snapshot", "delete", &id]);
+    assert_eq!(store.json(&["snapshot", "list"])["snapshots"].as_array().unwrap().len(), 0);
+    assert_eq!(tree::read(&back), native);
+    assert_sound(&store);
+    let refs = git(&back, &["for-each-ref", "refs/agentfs"]);
+    assert_eq!(refs, "", "the reference that kept its commit is gone");
+}
+
+/// Removes everything but the `.git` file.
+fn clear(dir: &Path) {
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        match entry.path() {
+            path if path.ends_with(".git") => {}
+            path if path.is_dir() => fs::remove_dir_all(path).unwrap(),
+            path => fs::remove_file(path).unwrap(),
+        }
+    }
+}
+
+#[test]
+fn a_branch_becomes_what_a_snapshot_is() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    change(&main);
+    let state = || (tree::read(&main), stats(&main), status(&main), git(&main, &["log", "--all"]));
+    let moment = state();
+    let id = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
+    git(&main, &["commit", "-qam", "later"]);
+    clear(&main);
+    fs::create_dir(main.join("three")).unwrap();
+    fs::write(main.join("three/other"), "other\n").unwrap();
+    git(&main, &["add", "-A"]);
+    let (later_tree, later_status) = (tree::read(&main), status(&main));
+    let restored = store.json(&["snapshot", "restore", &id]);
+    let (tree_now, stats_now, status_now, _) = state();
+    assert_eq!(
+        (tree_now, stats_now, status_now),
+        (moment.0.clone(), moment.1.clone(), moment.2.clone())
+    );
+    assert_eq!(git(&main, &["log", "-1", "--format=%s"]), "first");
+    assert_sound(&store);
+    let before = restored["before"].as_str().unwrap().to_owned();
+    // There and back, with a daemon that is killed after each.
+    for _ in 0..2 {
+        store.ok(&["snapshot", "restore", &before]);
+        assert_eq!((tree::read(&main), status(&main)), (later_tree.clone(), later_status.clone()));
+        assert_eq!(git(&main, &["log", "-1", "--format=%s"]), "later");
+        store.kill_daemon();
+        store.ok(&["snapshot", "restore", &id]);
+        store.kill_daemon();
+        store.ok(&["status"]);
+        assert_eq!((tree::read(&main), status(&main)), (moment.0.clone(), moment.2.clone()));
+    }
+    // What is written afterwards is no part of the snapshot.
+    fs::write(main.join("untracked"), "after\n").unwrap();
+    let fork = fork(&store, "fork", &id);
+    assert_eq!(tree::read(&fork), moment.0);
+    assert_sound(&store);
+}
+
+#[test]
+fn a_removed_branch_comes_back() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    let side = fork(&store, "side", "main");
+    change(&side);
+    git(&side, &["commit", "-qm", "only here"]);
+    let commit = git(&side, &["rev-parse", "HEAD"]);
+    let before = (status(&side), stats(&side));
+    let text = side.display().to_string();
+    store.fails(1, &["branch", "delete", "side"]);
+    store.ok(&["umount", &text]);
+    let said = store.ok(&["branch", "delete", "side"]);
+    assert!(said.contains("branch undelete source@side"), "{said}");
+    git_fails(&main, &["rev-parse", "--verify", "side"]);
+    assert!(!store.ok(&["branch", "list"]).contains("@side"));
+    git(&main, &["gc", "-q", "--prune=now"]);
+    store.fails(4, &["branch", "delete", "main"]);
+    store.ok(&["daemon", "stop"]);
+    store.ok(&["branch", "undelete", "side", "--mount", &text]);
+    assert_eq!((status(&side), stats(&side)), before);
+    assert_eq!(git(&side, &["rev-parse", "side"]), commit);
+    assert_eq!(store.json(&["snapshot", "list"])["snapshots"].as_array().unwrap().len(), 0);
+    store.fails(3, &["branch", "undelete", "side"]);
+    // One that is nothing but a commit, too.
+    store.ok(&["branch", "create", "plain", "--from", "side~1"]);
+    store.ok(&["branch", "delete", "plain"]);
+    store.ok(&["branch", "undelete", "plain"]);
+    assert_eq!(git(&main, &["rev-parse", "plain"]), git(&main, &["rev-parse", "side~1"]));
+    store.fails(4, &["branch", "create", "plain", "--from", "main"]);
+    store.fails(3, &["branch", "create", "none", "--from", "nowhere"]);
+    git_fails(&main, &["rev-parse", "--verify", "none"]);
+    assert_sound(&store);
+}
+
+#[test]
+fn worktrees_are_added_listed_and_removed_in_the_words_of_git() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    let agentfs = |args: &[&str]| {
+        let mut command = store.command(args);
+        command.current_dir(&main);
+        store.finish(command)
+    };
+    let text = |name: &str| store.path_text(name);
+    fs::write(main.join("dir/one"), "not committed\n").unwrap();
+    assert_eq!(agentfs(&["worktree", "add", &text("topic")]).code, 0);
+    let topic = store.path("topic");
+    assert_eq!(git(&topic, &["symbolic-ref", "HEAD"]), "refs/heads/topic");
+    assert_eq!(status(&topic), "", "it begins with what is committed");
+    assert_eq!(agentfs(&["worktree", "add", "-b", "fix", &text("wt"), "HEAD"]).code, 0);
+    assert_eq!(git(&store.path("wt"), &["symbolic-ref", "HEAD"]), "refs/heads/fix");
+    assert_eq!(agentfs(&["worktree", "add", "--detach", &text("loose")]).code, 0);
+    git_fails(&store.path("loose"), &["symbolic-ref", "--quiet", "HEAD"]);
+    // What git refuses is refused, and leaves nothing.
+    let twice = agentfs(&["worktree", "add", &text("again"), "fix"]);
+    assert_eq!(twice.code, 4, "{}", twice.stderr);
+    assert!(!store.path("again").exists());
+    assert_eq!(agentfs(&["worktree", "add", "-b", "fix", &text("again")]).code, 4);
+    let list = agentfs(&["worktree", "list", "--porcelain"]).stdout;
+    for (dir, branch) in [("main", "main"), ("topic", "topic"), ("wt", "fix")] {
+        let lines = format!("worktree {}\n", text(dir));
+        let at = list.find(&lines).unwrap_or_else(|| panic!("{list}"));
+        let entry = list[at..].split("\n\n").next().unwrap();
+        assert!(entry.contains(&format!("branch refs/heads/{branch}")), "{entry}");
+    }
+    fs::write(topic.join("untracked"), "x").unwrap();
+    assert_eq!(agentfs(&["worktree", "remove", &text("topic")]).code, 4);
+    assert_eq!(fs::read_to_string(topic.join("untracked")).unwrap(), "x");
+    let removed = agentfs(&["worktree", "remove", "--force", &text("topic"), "--json"]);
+    let kept = removed.events().pop().unwrap()["snapshot"].as_str().unwrap().to_owned();
+    assert!(!topic.exists());
+    git(&main, &["rev-parse", "--verify", "topic"]);
+    assert_eq!(agentfs(&["worktree", "add", &text("topic"), "topic"]).code, 0);
+    assert_eq!(status(&topic), "", "it is what git's branch is");
+    let back = fork(&store, "rescued", &kept);
+    assert_eq!(fs::read_to_string(back.join("untracked")).unwrap(), "x");
+    assert_eq!(agentfs(&["worktree", "remove", &text("wt")]).code, 0);
+    assert_sound(&store);
+}
+
+#[test]
+fn many_worktrees_are_added_at_once() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    let count = 32;
+    let started: Vec<_> = (0..count)
+        .map(|n| {
+            let dir = store.path_text(&format!("agent{n}"));
+            let mut command = store.command(&["worktree", "add", &dir]);
+            command.current_dir(&main).stdout(Stdio::null()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        })
+        .collect();
+    for child in started {
+        let done = child.wait_with_output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+    for n in 0..count {
+        let dir = store.path(&format!("agent{n}"));
+        fs::write(dir.join("dir/one"), format!("agent {n}\n")).unwrap();
+        git(&dir, &["commit", "-qam", &format!("by {n}")]);
+    }
+    for n in 0..count {
+        let shown = git(&main, &["show", &format!("agent{n}:dir/one")]);
+        assert_eq!(shown, format!("agent {n}"));
+    }
+    assert_eq!(status(&main), "");
+    assert_sound(&store);
+}
+
+/// The daemon is killed at moments all over forks, snapshots and removals: each of them has happened or
+/// has not.
+#[test]
+fn a_killed_daemon_leaves_forks_and_snapshots_before_or_after() {
+    if !fuse_available() {
+        return;
+    }
+    let rounds = std::env::var("AGENTFS_TEST_ROUNDS").map_or(12, |text| text.parse().unwrap());
+    let (store, main) = mounted();
+    fs::write(main.join("untracked"), "at first\n").unwrap();
+    let first = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
+    let at_first = (status(&main), tree::read(&main));
+    change(&main);
+    for round in 0_u64..rounds {
+        fs::write(main.join("untracked"), format!("round {round}\n")).unwrap();
+        let expected = (status(&main), stats(&main));
+        let name = format!("fork{round}");
+        let dir = store.path(&name);
+        let text = dir.display().to_string();
+        let args: &[&[&str]] = &[
+            &["branch", "create", &name, "--from", "main", "--mount", &text],
+            &["branch", "create", &name, "--from", "main"],
+            &["snapshot", "create", "main", "-m", &name],
+            &["snapshot", "restore", &first],
+        ];
+        let args = args[(round % 4) as usize];
+        let mut command = store.command(args);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let start = Instant::now();
+        let mut child = command.spawn().unwrap();
+        thread::sleep(Duration::from_micros(500 + round * 7919 % 12_000));
+        store.kill_daemon();
+        let succeeded = child.wait().unwrap().success();
+        assert!(start.elapsed() < Duration::from_secs(60));
+        store.ok(&["status"]);
+        assert_sound(&store);
+        if round % 4 == 3 {
+            let now = (status(&main), tree::read(&main));
+            if now == at_first {
+                change(&main);
+            } else {
+                assert!(!succeeded, "round {round}");
+                assert_eq!((status(&main), stats(&main)), expected, "round {round}");
+            }
+            continue;
+        }
+        assert_eq!((status(&main), stats(&main)), expected, "round {round}");
+        if round % 4 == 2 {
+            let listed = store.ok(&["snapshot", "list"]);
+            assert!(listed.contains(&name) || !succeeded, "round {round}: {listed}");
+            continue;
+        }
+        let listed = store.ok(&["branch", "list"]);
+        let there = listed.contains(&format!("@{name} "));
+        assert!(there || !succeeded, "round {round}: {listed}");
+        let mut look = git_command(&main, &["rev-parse", "--verify", "-q", &name]);
+        let git_has = look.output().unwrap().status.success();
+        assert_eq!(git_has, there, "round {round}: {}", store.log());
+        if !there {
+            continue;
+        }
+        if !dir.join("dir").exists() {
+            store.ok(&["mount", &name, &text]);
+        }
+        assert_eq!((status(&dir), stats(&dir)), expected, "round {round}");
+        store.ok(&["umount", &text]);
+        store.ok(&["branch", "delete", &name]);
+    }
+}
