@@ -3,8 +3,8 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    attach, branch, clone, completions, daemon, doctor, exec, fsck, mount, ps, snapshot, stats,
-    status, umount, version, worktree,
+    attach, branch, clone, completions, daemon, diff, doctor, exec, export, fsck, mount, ps,
+    snapshot, stats, status, umount, version, worktree,
 };
 
 use crate::exec::StageArgs;
@@ -66,6 +66,10 @@ pub enum Command {
     Worktree(worktree::Args),
     /// Keep branches as they are at a moment
     Snapshot(snapshot::Args),
+    /// Compare what branches, snapshots and revisions are now
+    Diff(diff::Args),
+    /// Make a git commit of what a branch or a snapshot is
+    Export(export::Args),
     /// Make the namespaces of a command (what `exec` starts)
     #[command(hide = true, name = "exec-namespace")]
     ExecNamespace(StageArgs),

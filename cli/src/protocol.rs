@@ -40,6 +40,8 @@ pub mod method {
     pub const SNAPSHOT_LIST: &str = "snapshot.list";
     /// [`super::SnapshotCall`] -> [`super::SnapshotInfo`].
     pub const SNAPSHOT_DELETE: &str = "snapshot.delete";
+    /// [`super::ViewCall`] -> [`super::ViewBegun`]. It lasts until the connection ends.
+    pub const VIEW_BEGIN: &str = "view.begin";
     /// Nothing -> [`super::Status`].
     pub const STATUS: &str = "status";
     /// Nothing -> [`super::Stats`].
@@ -307,6 +309,28 @@ pub struct SnapshotRestored {
     pub inodes: u64,
     /// Names that stand for something else than before.
     pub names: u64,
+}
+
+/// Shows a branch as it is now, or a snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ViewCall {
+    /// A branch, a snapshot, or a revision.
+    pub what: String,
+}
+
+/// What something is at a moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ViewBegun {
+    /// The repository's name in the store.
+    pub repository: String,
+    /// The git directory of the repository.
+    pub common_dir: WirePath,
+    /// Where it is mounted, to be read; nowhere if it is nothing but its commit.
+    pub dir: Option<WirePath>,
+    /// The index that belongs to it.
+    pub index: Option<WirePath>,
+    /// The commit of its HEAD; none where there is none yet.
+    pub commit: Option<String>,
 }
 
 /// Lists snapshots.

@@ -37,15 +37,20 @@ pub struct ForkHead {
 }
 
 impl ForkHead {
-    /// Where a fork begins of the worktree whose git state is in `from`.
+    /// Where a fork begins of the worktree whose git state is in `from`. Of one that was saved, `saved` is the
+    /// commit of its `HEAD`: its branch may be elsewhere now, or gone.
     ///
     /// # Errors
     /// [`Error::NotARepository`] for a `HEAD` that is neither a branch nor a commit, and what reading
     /// the repository meets.
-    pub fn of(repository: &Repository, from: &Path) -> Result<Self> {
+    pub fn of(repository: &Repository, from: &Path, saved: Option<GitOid>) -> Result<Self> {
         let head = read(&from.join("HEAD"))?.unwrap_or_default();
         if let Some(name) = head.strip_prefix("ref: ").and_then(|name| name.strip_prefix(HEADS)) {
-            return Ok(Self { commit: tip(repository, name)?, detached: None });
+            let commit = match saved {
+                Some(_) => saved,
+                None => tip(repository, name)?,
+            };
+            return Ok(Self { commit, detached: None });
         }
         let Ok(at) = repository.resolve(&head) else {
             return Err(Error::NotARepository {
@@ -317,7 +322,7 @@ mod tests {
         let sandbox = Sandbox::new();
         let path = sandbox.empty_repository("repo", &[]);
         let dir = path.join(".git");
-        let head = || ForkHead::of(&Repository::open(&dir).unwrap(), &dir).unwrap();
+        let head = || ForkHead::of(&Repository::open(&dir).unwrap(), &dir, None).unwrap();
         let oid = |rev: &str| {
             let repository = Repository::open(&dir).unwrap();
             Some(repository.resolve(rev).unwrap().id)
@@ -326,6 +331,8 @@ mod tests {
         commit(&path, "a", b"1");
         commit(&path, "b", b"2");
         assert_eq!(head(), ForkHead { commit: oid("main"), detached: None });
+        let saved = ForkHead::of(&Repository::open(&dir).unwrap(), &dir, oid("main~1")).unwrap();
+        assert_eq!(saved, ForkHead { commit: oid("main~1"), detached: None });
         git(&path, &["checkout", "-q", "--detach", "main~1"]);
         assert_eq!(head(), ForkHead { commit: oid("main~1"), detached: None });
         files::write(&dir.join("rebase-merge/head-name"), b"refs/heads/main\n").unwrap();
@@ -334,7 +341,7 @@ mod tests {
         assert_eq!(head(), ForkHead { commit: oid("main~1"), detached: None });
         let repository = Repository::open(&dir).unwrap();
         fs::write(dir.join("HEAD"), "nonsense\n").unwrap();
-        let damaged = ForkHead::of(&repository, &dir);
+        let damaged = ForkHead::of(&repository, &dir, None);
         assert!(matches!(damaged, Err(Error::NotARepository { .. })), "{damaged:?}");
     }
 

@@ -7,12 +7,14 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use agentfs_tests::{
-    TestStore, fixture::Builder, fuse_available, git, git_command, git_fails, tree,
+    TestStore,
+    fixture::{Builder, plain_environment},
+    fuse_available, git, git_command, git_fails, tree,
 };
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -192,6 +194,7 @@ fn a_snapshot_is_a_moment_for_ever() {
     let moment = (status(&main), stats(&main));
     let made = store.json(&["snapshot", "create", "main", "-m", "before the worst"]);
     let id = made["id"].as_str().unwrap().to_owned();
+    git(&main, &["commit", "-qam", "after it"]);
     clear(&main);
     git(&main, &["add", "-A"]);
     store.kill_daemon();
@@ -260,6 +263,52 @@ fn a_branch_becomes_what_a_snapshot_is() {
     fs::write(main.join("untracked"), "after\n").unwrap();
     let fork = fork(&store, "fork", &id);
     assert_eq!(tree::read(&fork), moment.0);
+    assert_sound(&store);
+}
+
+/// Branches and snapshots are compared and exported as they are, without a trace in what they are.
+#[test]
+fn what_branches_and_snapshots_are_is_compared_and_exported() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    let id = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
+    change(&main);
+    let before = (status(&main), stats(&main));
+    let changed = "M\tdir/one\nD\tthree\nA\tuntracked\n";
+    assert_eq!(store.ok(&["diff", "main", "--name-status"]), changed);
+    assert_eq!(store.ok(&["diff", "main~0", "main", "--name-status"]), changed);
+    assert_eq!(store.ok(&["diff", &id, "main", "--name-status"]), changed);
+    assert_eq!(store.ok(&["diff", "main", "main"]), "");
+    let patch = store.ok(&["diff", "main"]);
+    assert!(patch.contains("+staged, and changed again\n"), "{patch}");
+    let listed = store.json(&["diff", "main"]);
+    assert_eq!(listed["changes"][0]["path"], "dir/one", "{listed}");
+    store.fails(3, &["diff", "main", "nowhere"]);
+    let objects = || git(&main, &["count-objects"]);
+    let count = objects();
+    store.ok(&["diff", "main", "--stat"]);
+    assert_eq!(objects(), count, "nothing of it is kept");
+
+    for user in [["user.name", "A"], ["user.email", "a@localhost"]] {
+        git(&main, &["config", user[0], user[1]]);
+    }
+    store.ok(&["export", "main", "--ref", "refs/heads/out", "-m", "as it is"]);
+    let shown = git(&main, &["show", "--name-status", "--format=%s %P", "out"]);
+    let head = git(&main, &["rev-parse", "HEAD"]);
+    assert_eq!(shown, format!("as it is {head}\n\n{}", changed.trim_end()));
+    assert_eq!(store.ok(&["diff", "out", "main"]), "");
+    store.fails(4, &["export", "main", "--ref", "refs/heads/out"]);
+    store.fails(4, &["export", "main", "--ref", "refs/heads/main", "--force"]);
+    store.fails(2, &["export", "main", "--ref", "out"]);
+    store.ok(&["export", &id, "--ref", "refs/heads/out", "--force"]);
+    assert_eq!(git(&main, &["rev-parse", "out"]), head, "the snapshot is its commit");
+    assert_eq!((status(&main), stats(&main)), before);
+    // An unmounted one, too, and nothing stays mounted.
+    store.ok(&["umount", &main.display().to_string()]);
+    assert_eq!(store.ok(&["diff", "main", "--name-status"]), changed);
+    assert_eq!(store.mounts_below(store.home()).len(), 0);
     assert_sound(&store);
 }
 
@@ -348,33 +397,87 @@ fn worktrees_are_added_listed_and_removed_in_the_words_of_git() {
     assert_sound(&store);
 }
 
+/// What an agent does: edits, a build step, a commit, and a rebase onto what was committed meanwhile. With
+/// fixed times, the commits are the same wherever it is done.
+const SESSION: &str = r#"
+set -e
+export GIT_AUTHOR_DATE='2026-01-02T03:04:05Z' GIT_COMMITTER_DATE='2026-01-02T03:04:05Z'
+mkdir -p "agents/$1" build
+printf 'line %s\\n' "$1" >> dir/one
+seq "$1" "$((1000 + $1))" > "agents/$1/work"
+sed 's/^/built /' "agents/$1/work" > build/out
+cp build/out "agents/$1/kept"
+mv "agents/$1/work" "agents/$1/moved"
+git add -A
+git commit -qm "agent $1, first"
+rm "agents/$1/kept"
+echo again >> "agents/$1/moved"
+git commit -qam "agent $1, second"
+git rebase -q upstream
+git log --format='%H %T %s' -4
+git status --porcelain --ignored
+"#;
+
+fn session(command: &mut Command, dir: &Path, agent: u64) -> Child {
+    plain_environment(command);
+    command.args(["-c", SESSION, "session", &agent.to_string()]).current_dir(dir);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn output(child: Child) -> String {
+    let done = child.wait_with_output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap()
+}
+
+/// A hundred agents at once get a worktree each, work side by side, and end where each of them would have
+/// ended alone on a plain checkout.
 #[test]
-fn many_worktrees_are_added_at_once() {
+fn a_hundred_agents_at_once_do_what_each_would_do_alone() {
     if !fuse_available() {
         return;
     }
+    let agents = 100;
     let (store, main) = mounted();
-    let count = 32;
-    let started: Vec<_> = (0..count)
-        .map(|n| {
-            let dir = store.path_text(&format!("agent{n}"));
-            let mut command = store.command(&["worktree", "add", &dir]);
-            command.current_dir(&main).stdout(Stdio::null()).stderr(Stdio::piped());
+    git(&main, &["branch", "start"]);
+    fs::write(main.join("three"), "upstream\n").unwrap();
+    git(&main, &["commit", "-qam", "upstream"]);
+    git(&main, &["branch", "upstream"]);
+    let plain = store.path("plain");
+    let common = git(&main, &["rev-parse", "--path-format=absolute", "--git-common-dir"]);
+    git(&store.path(""), &["clone", "-q", &common, &plain.display().to_string()]);
+    git(&plain, &["branch", "-q", "upstream", "origin/upstream"]);
+    let expected: Vec<_> = (0..agents)
+        .map(|agent| {
+            git(&plain, &["checkout", "-q", "-B", "work", "origin/start"]);
+            git(&plain, &["clean", "-qfdx"]);
+            let said = output(session(&mut Command::new("sh"), &plain, agent));
+            (said, tree::read(&plain))
+        })
+        .collect();
+
+    let added: Vec<_> = (0..agents)
+        .map(|agent| {
+            let (name, dir) = (format!("agent{agent}"), store.path_text(&format!("a{agent}")));
+            let mut command = store.command(&["worktree", "add", "-b", &name, &dir, "start"]);
+            command.current_dir(&main).stdout(Stdio::piped()).stderr(Stdio::piped());
             command.spawn().unwrap()
         })
         .collect();
-    for child in started {
-        let done = child.wait_with_output().unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    }
-    for n in 0..count {
-        let dir = store.path(&format!("agent{n}"));
-        fs::write(dir.join("dir/one"), format!("agent {n}\n")).unwrap();
-        git(&dir, &["commit", "-qam", &format!("by {n}")]);
-    }
-    for n in 0..count {
-        let shown = git(&main, &["show", &format!("agent{n}:dir/one")]);
-        assert_eq!(shown, format!("agent {n}"));
+    added.into_iter().for_each(|child| drop(output(child)));
+    let sessions: Vec<_> = (0..agents)
+        .map(|agent| {
+            let dir = store.path(&format!("a{agent}"));
+            session(&mut store.program("sh"), &dir, agent)
+        })
+        .collect();
+    for (agent, child) in sessions.into_iter().enumerate() {
+        let said = output(child);
+        let (alone, files) = &expected[agent];
+        assert_eq!(&said, alone, "agent {agent}");
+        assert_eq!(&tree::read(&store.path(&format!("a{agent}"))), files, "agent {agent}");
+        let tip = git(&main, &["rev-parse", &format!("agent{agent}")]);
+        assert!(said.starts_with(&tip), "agent {agent}: {said}");
     }
     assert_eq!(status(&main), "");
     assert_sound(&store);
@@ -387,7 +490,7 @@ fn a_killed_daemon_leaves_forks_and_snapshots_before_or_after() {
     if !fuse_available() {
         return;
     }
-    let rounds = std::env::var("AGENTFS_TEST_ROUNDS").map_or(12, |text| text.parse().unwrap());
+    let rounds = std::env::var("AGENTFS_TEST_ROUNDS").map_or(15, |text| text.parse().unwrap());
     let (store, main) = mounted();
     fs::write(main.join("untracked"), "at first\n").unwrap();
     let first = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
@@ -404,8 +507,13 @@ fn a_killed_daemon_leaves_forks_and_snapshots_before_or_after() {
             &["branch", "create", &name, "--from", "main"],
             &["snapshot", "create", "main", "-m", &name],
             &["snapshot", "restore", &first],
+            &["branch", "delete", &name],
         ];
-        let args = args[(round % 4) as usize];
+        let kind = round % 5;
+        if kind == 4 {
+            store.ok(&["branch", "create", &name, "--from", "main"]);
+        }
+        let args = args[kind as usize];
         let mut command = store.command(args);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let start = Instant::now();
@@ -416,7 +524,7 @@ fn a_killed_daemon_leaves_forks_and_snapshots_before_or_after() {
         assert!(start.elapsed() < Duration::from_secs(60));
         store.ok(&["status"]);
         assert_sound(&store);
-        if round % 4 == 3 {
+        if kind == 3 {
             let now = (status(&main), tree::read(&main));
             if now == at_first {
                 change(&main);
@@ -427,13 +535,20 @@ fn a_killed_daemon_leaves_forks_and_snapshots_before_or_after() {
             continue;
         }
         assert_eq!((status(&main), stats(&main)), expected, "round {round}");
-        if round % 4 == 2 {
+        if kind == 2 {
             let listed = store.ok(&["snapshot", "list"]);
             assert!(listed.contains(&name) || !succeeded, "round {round}: {listed}");
             continue;
         }
         let listed = store.ok(&["branch", "list"]);
         let there = listed.contains(&format!("@{name} "));
+        if kind == 4 {
+            assert!(!there || !succeeded, "round {round}: {listed}");
+            if !there {
+                store.ok(&["branch", "undelete", &name]);
+            }
+        }
+        let there = there || kind == 4;
         assert!(there || !succeeded, "round {round}: {listed}");
         let mut look = git_command(&main, &["rev-parse", "--verify", "-q", &name]);
         let git_has = look.output().unwrap().status.success();

@@ -5,14 +5,17 @@ pub mod branch;
 pub mod clone;
 pub mod completions;
 pub mod daemon;
+pub mod diff;
 pub mod doctor;
 pub mod exec;
+pub mod export;
 pub mod fsck;
 pub mod mount;
 pub mod ps;
 pub mod snapshot;
 pub mod stats;
 pub mod status;
+mod trees;
 pub mod umount;
 pub mod version;
 pub mod worktree;
@@ -46,6 +49,8 @@ pub fn run(command: Command, output: Output) -> Result<u8> {
         Command::Exec(args) => exec::run(&args, output),
         Command::Branch(args) => branch::run(&args, output),
         Command::Snapshot(args) => snapshot::run(&args, output),
+        Command::Diff(args) => diff::run(&args, output),
+        Command::Export(args) => export::run(&args, output),
         Command::Worktree(args) => worktree::run(&args, output),
         Command::ExecNamespace(args) => namespace::run(&args),
         Command::ExecInit(args) => init::run(&args),

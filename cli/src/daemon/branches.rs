@@ -17,7 +17,7 @@ use tracing::warn;
 
 use crate::daemon::calls;
 use crate::daemon::note::{Making, Note};
-use crate::daemon::opening::{self, Begin};
+use crate::daemon::opening::{self, Begin, Opening};
 use crate::daemon::repositories::OpenRepository;
 use crate::daemon::rpc::{Answer, Call};
 use crate::daemon::snapshots;
@@ -33,15 +33,62 @@ use crate::protocol::{
 };
 
 /// Where a branch begins that is more than a commit.
-struct Start {
+pub struct Start {
     repository: Arc<OpenRepository>,
     /// Whose base it has.
-    of: Branch,
-    point: Point,
+    pub of: Branch,
+    /// The point.
+    pub point: Point,
     /// The worktree in which `point` was sealed, if it is mounted.
     origin: Option<Arc<Worktree>>,
     /// The git directory, or what a snapshot has of one.
-    state: PathBuf,
+    pub state: PathBuf,
+    /// The commit that HEAD was on when that was saved.
+    saved: Option<GitOid>,
+}
+
+/// What a branch, a snapshot or a revision is now.
+pub enum Seen {
+    /// A branch that may differ from its commit, or a snapshot of one.
+    Point(Box<Start>),
+    /// A commit; none in an empty repository.
+    Commit(Arc<OpenRepository>, Option<GitOid>),
+}
+
+impl Seen {
+    /// What `what` is now.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if there is no such thing; what sealing a branch meets.
+    pub fn of(daemon: &Daemon, what: &str) -> Result<Self> {
+        // What is sealed stays until it is read.
+        let _names = daemon.lock_names();
+        let (repository, revision) = match From::parse(daemon, what, false)? {
+            From::Branch(branch) => {
+                let (repository, name) = (branch.repository.clone(), branch.name.clone());
+                match Start::of_branch(daemon, branch)? {
+                    Some(start) => return Ok(Self::Point(Box::new(start))),
+                    None => (repository, name),
+                }
+            }
+            From::Snapshot(snapshot) => match Start::of_snapshot(daemon, &snapshot)? {
+                Some(start) => return Ok(Self::Point(Box::new(start))),
+                None => (snapshot.repository.clone(), snapshots::reference(&snapshot)),
+            },
+            From::Revision(repository, revision) => (repository, revision),
+        };
+        let repository = daemon.repositories.get(&daemon.store, &repository)?;
+        let target = Target::of_revision(daemon, &repository, &revision)?;
+        Ok(Self::Commit(repository, target.commit.map(|commit| commit.id)))
+    }
+
+    /// Its repository.
+    pub fn repository(&self) -> &Arc<OpenRepository> {
+        match self {
+            Self::Point(start) => &start.repository,
+            Self::Commit(repository, _) => repository,
+        }
+    }
 }
 
 /// What `from` means.
@@ -136,7 +183,7 @@ impl Start {
         let Some(opened) = open(daemon, &repository, &branch)? else { return Ok(None) };
         let point = opened.seal()?;
         let origin = opened.up.is_some().then_some(opened.worktree);
-        Ok(Some(Self { repository, of: branch, point, origin, state: opened.git_dir }))
+        Ok(Some(Self { repository, of: branch, point, origin, state: opened.git_dir, saved: None }))
     }
 
     fn of_snapshot(daemon: &Daemon, snapshot: &SnapshotRecord) -> Result<Option<Self>> {
@@ -161,7 +208,17 @@ impl Start {
             git_dir: None,
         };
         let state = daemon.layout.snapshots().join(state);
-        Ok(Some(Self { repository, of, point, origin: None, state }))
+        let saved = repository.git()?.resolve(&snapshots::reference(snapshot)).ok();
+        let saved = saved.map(|commit| commit.id);
+        Ok(Some(Self { repository, of, point, origin: None, state, saved }))
+    }
+
+    /// Where its HEAD is.
+    ///
+    /// # Errors
+    /// What reading the git state and the repository meets.
+    pub fn head(&self) -> Result<ForkHead> {
+        Ok(ForkHead::of(&*self.repository.git()?, &self.state, self.saved)?)
     }
 }
 
@@ -219,7 +276,6 @@ fn begin(
             &MountCall { what, at: at.clone(), exclusive: true },
             call,
             true,
-            None,
         )?,
         None => {
             let target = Target { branch: Some(name.into()), ..target };
@@ -243,11 +299,12 @@ fn fork(
     call: &Call,
     names: MutexGuard<'_, ()>,
 ) -> Result<Answer> {
-    let Start { repository, of, point, origin, state } = start;
-    let git = repository.git_as_it_is()?;
+    let Start { repository, of, point, origin, state, .. } = start;
+    // References are read as they are now in any case.
+    let git = repository.git()?;
     let name = params.name.as_str();
     let number = daemon.store.new_branch_number();
-    let head = ForkHead::of(&git, state)?;
+    let head = start.head()?;
     refuse_taken(daemon, &git, &of.repository, name)?;
     let mut made = Made::branch(daemon, &git, &of.repository, name, head.commit)?;
     let worktree = match &params.mount {
@@ -265,30 +322,44 @@ fn fork(
     };
     let git_dir = new.create(|_| Ok(()))?;
     made.git_dir_is(&git_dir)?;
-    let branch =
-        Branch { name: name.into(), number, detached: false, git_dir: Some(git_dir), ..of.clone() };
+    let branch = Branch {
+        name: name.into(),
+        number,
+        detached: false,
+        git_dir: Some(git_dir.clone()),
+        ..of.clone()
+    };
+    let mounting = params.mount.as_ref().map(|at| {
+        let record = WorktreeRecord {
+            dir: at.dir.0.clone(),
+            repository: of.repository.clone(),
+            branch: name.into(),
+            read_only: at.read_only,
+            allow_other: at.allow_other,
+            git_dir,
+        };
+        daemon.worktrees.reserve(&at.dir.0, &branch).map(|reservation| (at, record, reservation))
+    });
+    let mounting = mounting.transpose()?;
     let mut batch = daemon.store.batch()?;
     batch.name_point(point)?;
     if let Some(layer) = point.layer {
         batch.put_fork(number, layer, point.last_new);
     }
     batch.put_branch(&branch);
+    mounting.iter().for_each(|(_, record, _)| batch.put_worktree(record));
     batch.commit()?;
-    made.recorded = Some(branch.clone());
+    made.recorded = Some((branch.clone(), params.mount.as_ref().map(|at| at.dir.0.clone())));
     drop(names);
-    let answer = match &params.mount {
-        Some(at) => {
-            let what = format!("{}@{name}", of.repository);
+    let trees = ImportedTrees::default();
+    let answer = match mounting {
+        Some((at, _, reservation)) => {
             let begin = Some(Begin { point, origin: origin.as_ref() });
-            calls::mount_at(
-                daemon,
-                &MountCall { what, at: at.clone(), exclusive: true },
-                call,
-                true,
-                begin,
-            )?
+            let opening = Opening::new(daemon, reservation, repository, &branch, at, begin)?;
+            call.cancel.check()?;
+            calls::keep(daemon, opening, &branch, trees, None, true)?
         }
-        None => answer(daemon, branch, ImportedTrees::default())?,
+        None => answer(daemon, branch, trees)?,
     };
     made.keep();
     Ok(answer)
@@ -299,7 +370,7 @@ fn answer(daemon: &Arc<Daemon>, branch: Branch, trees: ImportedTrees) -> Result<
     let undo = {
         let (daemon, branch) = (Arc::clone(daemon), branch.clone());
         move || {
-            if let Err(failure) = remove(&daemon, &branch) {
+            if let Err(failure) = remove(&daemon, &branch, false) {
                 warn!("cannot undo a branch: {failure}");
             }
         }
@@ -315,7 +386,8 @@ struct Made<'a> {
     name: &'a str,
     commit: Option<GitOid>,
     git_dir: Option<PathBuf>,
-    recorded: Option<Branch>,
+    /// What is on record, with where it is mounted.
+    recorded: Option<(Branch, Option<PathBuf>)>,
     /// For the case that the daemon is killed.
     note: Note,
 }
@@ -365,8 +437,8 @@ impl<'a> Made<'a> {
 impl Drop for Made<'_> {
     fn drop(&mut self) {
         let mut undone = Ok(());
-        if let Some(branch) = self.recorded.take() {
-            undone = undone.and(drop_branch(self.daemon, &branch));
+        if let Some((branch, dir)) = self.recorded.take() {
+            undone = undone.and(drop_branch(self.daemon, &branch, dir.as_deref()));
         }
         if let Some(git_dir) = self.git_dir.take() {
             undone = undone.and(gitdir::remove(&git_dir).map_err(Failure::from));
@@ -395,10 +467,13 @@ fn refuse_taken(daemon: &Daemon, git: &Repository, repository: &str, name: &str)
     Ok(())
 }
 
-/// Takes a branch off the record, with what only it has in the store.
-fn drop_branch(daemon: &Daemon, branch: &Branch) -> Result<()> {
+/// Takes a branch off the record, with what only it has in the store, and the worktree at `dir`.
+fn drop_branch(daemon: &Daemon, branch: &Branch, dir: Option<&Path>) -> Result<()> {
     daemon.ingest.cancel(&branch.repository, &branch.name);
     let mut batch = daemon.store.batch()?;
+    if let Some(dir) = dir {
+        batch.remove_worktree(dir);
+    }
     batch.remove_branch(&branch.repository, &branch.name);
     batch.remove_head(branch.number);
     batch.sweep_layers()?;
@@ -407,18 +482,23 @@ fn drop_branch(daemon: &Daemon, branch: &Branch) -> Result<()> {
     remove_all(&outbox).map_err(|error| Failure::store_io("remove", &outbox, &error))
 }
 
-/// Removes a branch from the store and from git.
-fn remove(daemon: &Daemon, branch: &Branch) -> Result<()> {
-    drop_branch(daemon, branch)?;
-    if let Some(git_dir) = &branch.git_dir {
-        gitdir::remove(git_dir)?;
-    }
+/// Removes a branch from the store, with its git directory, and from git unless `keeps_git`. The next
+/// daemon completes it for one that is killed at it.
+fn remove(daemon: &Daemon, branch: &Branch, keeps_git: bool) -> Result<()> {
     let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
     let git = repository.git_as_it_is()?;
-    if !branch.detached && git.has_branch(&branch.name)? {
-        let full = format!("refs/heads/{}", branch.name);
-        let tip = git.resolve(&full)?;
-        git.remove_reference(&full, &tip.id)?;
+    let full = format!("refs/heads/{}", branch.name);
+    let tip = match !keeps_git && !branch.detached && git.has_branch(&branch.name)? {
+        true => Some(git.resolve(&full)?.id),
+        false => None,
+    };
+    let git_dir = branch.git_dir.as_deref();
+    let making = Made::making(&branch.repository, &branch.name, tip, git_dir);
+    let _note = Note::write(&daemon.layout, &making)?;
+    drop_branch(daemon, branch, None)?;
+    git_dir.map_or(Ok(()), gitdir::remove)?;
+    if let Some(tip) = tip {
+        git.remove_reference(&full, &tip)?;
     }
     Ok(())
 }
@@ -451,7 +531,7 @@ pub fn delete(daemon: &Daemon, params: &BranchDeleteCall) -> Result<BranchDelete
             .hint(format!("unmount it first, with `agentfs umount {dir}`")));
     }
     let snapshot = snapshots::take(daemon, &repository, &branch, SnapshotReason::Removed, "")?;
-    remove(daemon, &branch)?;
+    remove(daemon, &branch, false)?;
     Ok(BranchDeleted {
         repository: name,
         branch: branch.name.clone(),
@@ -480,10 +560,7 @@ pub fn remove_worktree(daemon: &Daemon, params: &WorktreeRemoveCall) -> Result<W
         let reason = SnapshotReason::Before;
         let taken = snapshots::take(daemon, &open, &branch, reason, "before worktree remove")?;
         snapshot = Some(snapshots::id(taken.number));
-        drop_branch(daemon, &branch)?;
-        if let Some(git_dir) = &branch.git_dir {
-            gitdir::remove(git_dir)?;
-        }
+        remove(daemon, &branch, true)?;
     }
     // It stays if somebody has put something into it.
     fs::remove_dir(dir).ok();

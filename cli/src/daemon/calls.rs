@@ -12,7 +12,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use crate::daemon::note::{Making, Note};
-use crate::daemon::opening::{Begin, Opening};
+use crate::daemon::opening::Opening;
 use crate::daemon::repositories::{OpenRepository, name_of, unique};
 use crate::daemon::rpc::{Answer, Call, Wait};
 use crate::daemon::state::Daemon;
@@ -222,11 +222,10 @@ pub fn mount(
     recorded: bool,
 ) -> Result<Answer> {
     destination::check(&params.at.dir.0, daemon.root())?;
-    mount_at(daemon, params, call, recorded, None)
+    mount_at(daemon, params, call, recorded)
 }
 
-/// The same at a directory that the daemon may have chosen. With `begin`, a branch that is kept begins
-/// there.
+/// The same at a directory that the daemon may have chosen.
 ///
 /// # Errors
 /// As [`mount`].
@@ -235,7 +234,6 @@ pub fn mount_at(
     params: &MountCall,
     call: &Call,
     recorded: bool,
-    begin: Option<Begin<'_>>,
 ) -> Result<Answer> {
     let MountCall { what, at, exclusive } = params;
     let (name, revision) = target::parse(daemon, what)?;
@@ -260,25 +258,42 @@ pub fn mount_at(
             (branch, reservation, trees, target.note)
         }
     };
-    let opening = Opening::new(daemon, reservation, &repository, &branch, at, begin)?;
+    let opening = Opening::new(daemon, reservation, &repository, &branch, at, None)?;
     call.cancel.check()?;
     let worktree = opening.record().cloned();
     let mut batch = daemon.store.batch()?;
     batch.put_branch(&branch);
     worktree.iter().filter(|_| recorded).for_each(|worktree| batch.put_worktree(worktree));
     batch.commit()?;
+    keep(daemon, opening, &branch, trees, note, recorded)
+}
+
+/// Keeps the mount of a branch, which is on record if that is to be so, and answers.
+///
+/// # Errors
+/// What reading the store meets.
+pub fn keep(
+    daemon: &Arc<Daemon>,
+    opening: Opening<'_>,
+    branch: &Branch,
+    trees: ImportedTrees,
+    note: Option<String>,
+    recorded: bool,
+) -> Result<Answer> {
+    let worktree = opening.record().cloned();
     let created = opening.created();
     opening.keep(daemon, recorded);
-    let opened = describe(daemon, &branch, worktree.as_ref(), note)?;
+    let opened = describe(daemon, branch, worktree.as_ref(), note)?;
     let undo = {
-        let (daemon, dir) = (Arc::clone(daemon), at.dir.clone());
+        let daemon = Arc::clone(daemon);
         move || {
-            if let Err(failure) = undo_mount(&daemon, &dir.0, created) {
+            let dir = worktree.map(|worktree| worktree.dir).unwrap_or_default();
+            if let Err(failure) = undo_mount(&daemon, &dir, created) {
                 warn!("cannot undo a mount: {failure}");
             }
         }
     };
-    answer(daemon, &branch, trees, opened, false, undo)
+    answer(daemon, branch, trees, opened, false, undo)
 }
 
 fn undo_mount(daemon: &Daemon, dir: &Path, created: bool) -> Result<()> {

@@ -268,8 +268,7 @@ fn mount(
     let at = MountAt { dir: dir.as_path().into(), read_only: false, allow_other: false };
     let what =
         format!("{repository}@{}", params.what.split_once('@').map_or(branch, |(_, rev)| rev));
-    let answer =
-        calls::mount_at(daemon, &MountCall { what, at, exclusive: false }, call, true, None)?;
+    let answer = calls::mount_at(daemon, &MountCall { what, at, exclusive: false }, call, true)?;
     if let Some(after) = answer.after {
         after();
     }

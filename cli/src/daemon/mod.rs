@@ -20,6 +20,7 @@ mod service;
 mod snapshots;
 mod state;
 mod target;
+mod views;
 mod worktrees;
 
 use std::fs::File;

@@ -27,13 +27,13 @@ use crate::protocol::WirePath;
 pub enum Making {
     /// A repository of this name below `repos`.
     Repository(String),
-    /// A branch.
+    /// A branch, which is being made or removed: one that the store does not have on record goes.
     Branch {
         /// Its repository.
         repository: String,
         /// Its name.
         name: String,
-        /// Where git's branch begins, if it does.
+        /// Where git's branch is, if that goes too.
         commit: Option<String>,
         /// Its git directory, as soon as there is one.
         git_dir: Option<WirePath>,
@@ -179,7 +179,7 @@ fn sweep_branch(
         }
     });
     match removed {
-        Ok(()) => info!("removed branch {name} of {}, which was not complete", repository.name),
+        Ok(()) => info!("removed what was left of branch {name} of {}", repository.name),
         Err(error) => warn!("{error}"),
     }
     Ok(())

@@ -75,7 +75,11 @@ impl<'a> Opening<'a> {
         };
         let created = vacancy == Vacancy::Missing;
         let making = |git_dir| Making::Mount { dir: dir.as_path().into(), created, git_dir };
-        let note = Note::write(&daemon.layout, &making(None))?;
+        // A branch that begins is on record already, with where it is mounted.
+        let note = match begin {
+            Some(_) => None,
+            None => Some(Note::write(&daemon.layout, &making(None))?),
+        };
         let mut opening =
             Self { reservation, note: None, created, git_dir: None, mounted: None, warm: false };
         if created {
@@ -92,11 +96,13 @@ impl<'a> Opening<'a> {
                 let made = new_git_dir(repository, branch, &dir)?;
                 // What is not kept goes if this fails.
                 opening.git_dir = Some(made.clone());
-                note.amend(&making(Some(made.as_path().into())))?;
+                if let Some(note) = &note {
+                    note.amend(&making(Some(made.as_path().into())))?;
+                }
                 made
             }
         };
-        opening.note = Some(note);
+        opening.note = note;
         let record = WorktreeRecord {
             dir: dir.clone(),
             repository: branch.repository.clone(),
@@ -235,8 +241,7 @@ pub fn worktree(
     let contents = repository.contents(branch.root_oid);
     let store = Arc::clone(contents.store());
     let base = Base::open(store, contents.source().cloned(), branch.root)?;
-    let (uid, gid) = owner();
-    let options = WorktreeOptions { uid, gid, time: branch.time, git_file };
+    let options = options(branch, git_file);
     let outbox = daemon.layout.outbox(branch.number);
     if let Some(Begin { point, origin }) = begin.filter(|_| !read_only) {
         let (number, disk) = (branch.number, Arc::new(Disk));
@@ -298,6 +303,12 @@ fn when_free(
             opened => return Ok(opened?),
         }
     }
+}
+
+/// How the files of a branch appear.
+pub fn options(branch: &Branch, git_file: Option<Vec<u8>>) -> WorktreeOptions {
+    let (uid, gid) = owner();
+    WorktreeOptions { uid, gid, time: branch.time, git_file }
 }
 
 /// User and group of every file: those who run the daemon.

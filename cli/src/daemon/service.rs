@@ -9,7 +9,7 @@ use tracing::info;
 
 use crate::daemon::rpc::{Answer, Call, Service};
 use crate::daemon::state::Daemon;
-use crate::daemon::{branches, calls, check, execs, repair, report, snapshots};
+use crate::daemon::{branches, calls, check, execs, repair, report, snapshots, views};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
 use crate::protocol::{ExecEnd, Hello, PROTOCOL, StopCall, Welcome, method};
@@ -40,6 +40,7 @@ impl Service for Methods {
             method::SNAPSHOT_RESTORE => value(snapshots::restore(daemon, &parse(params)?)),
             method::SNAPSHOT_LIST => value(snapshots::list(daemon, &parse(params)?)),
             method::SNAPSHOT_DELETE => value(snapshots::delete(daemon, &parse(params)?)),
+            method::VIEW_BEGIN => views::begin(daemon, &parse(params)?),
             method::STATUS => value(report::status(daemon)),
             method::STATS => value(report::stats(daemon)),
             method::CHECK => value(check::check(daemon, call)),

@@ -114,12 +114,13 @@ fn take_of(
 ) -> Result<SnapshotRecord> {
     let number = daemon.store.new_snapshot_number();
     let id = id(number);
-    let git = &*repository.git_as_it_is()?;
+    // References are read as they are now in any case.
+    let git = &*repository.git()?;
     let mut kept = Kept { git, reference: None, state: None };
     let (point, head) = match opened {
         Some(opened) => {
             let dir = daemon.layout.snapshots().join(&id);
-            let head = ForkHead::of(git, &opened.git_dir)?;
+            let head = ForkHead::of(git, &opened.git_dir, None)?;
             kept.state = Some(dir.clone());
             state::save(&opened.git_dir, &dir)?;
             (Some(opened.seal()?), head.detached.or(head.commit))
