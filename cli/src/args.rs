@@ -66,6 +66,8 @@ pub enum Command {
     Worktree(worktree::Args),
     /// Keep branches as they are at a moment
     Snapshot(snapshot::Args),
+    /// Take back what was changed since the last snapshot of a branch
+    Undo(snapshot::UndoArgs),
     /// Compare what branches, snapshots and revisions are now
     Diff(diff::Args),
     /// Make a git commit of what a branch or a snapshot is

@@ -36,6 +36,8 @@ pub mod method {
     pub const SNAPSHOT_CREATE: &str = "snapshot.create";
     /// [`super::SnapshotRestoreCall`] -> [`super::SnapshotRestored`].
     pub const SNAPSHOT_RESTORE: &str = "snapshot.restore";
+    /// [`super::UndoCall`] -> [`super::SnapshotRestored`].
+    pub const UNDO: &str = "undo";
     /// [`super::SnapshotListCall`] -> [`super::Snapshots`].
     pub const SNAPSHOT_LIST: &str = "snapshot.list";
     /// [`super::SnapshotCall`] -> [`super::SnapshotInfo`].
@@ -294,6 +296,13 @@ pub struct SnapshotRestoreCall {
     pub branch: Option<String>,
 }
 
+/// Takes back what was changed since the last snapshot of a branch.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UndoCall {
+    /// The branch, or repository@branch.
+    pub branch: String,
+}
+
 /// A branch that is what a snapshot is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SnapshotRestored {
@@ -361,7 +370,8 @@ pub struct SnapshotInfo {
     pub commit: Option<String>,
     /// When it was made, in seconds since 1970.
     pub made: i64,
-    /// Why: `asked`, `before` something that changes much, or because its branch was `removed`.
+    /// Why: `asked`, `before` something that changes much, before an `exec`, some `time` after the one
+    /// before, or because its branch was `removed`.
     pub reason: String,
     /// What was said of it.
     pub message: String,

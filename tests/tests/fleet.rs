@@ -266,6 +266,35 @@ fn a_branch_becomes_what_a_snapshot_is() {
     assert_sound(&store);
 }
 
+#[test]
+fn what_a_command_did_can_be_undone() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    store.fails(3, &["undo", "main"]);
+    change(&main);
+    let before = (tree::read(&main), status(&main), stats(&main));
+    store.ok(&["exec", "main", "--", "sh", "-c", "rm -rf ./* && git add -A && echo gone > three"]);
+    assert_ne!(tree::read(&main), before.0);
+    store.ok(&["undo", "main"]);
+    assert_eq!((tree::read(&main), status(&main), stats(&main)), before);
+    store.ok(&["undo", "main"]);
+    assert_eq!(fs::read_to_string(main.join("three")).unwrap(), "gone\n", "that is undone, too");
+    store.ok(&["undo", "main"]);
+    fs::remove_file(main.join("untracked")).unwrap();
+    store.ok(&["undo", "main"]);
+    assert_ne!(tree::read(&main).get(Path::new("untracked")), None);
+    let reasons: Vec<_> = store.json(&["snapshot", "list"])["snapshots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["reason"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(reasons.starts_with(&["exec".into(), "before".into()]), "{reasons:?}");
+    assert_sound(&store);
+}
+
 /// Branches and snapshots are compared and exported as they are, without a trace in what they are.
 #[test]
 fn what_branches_and_snapshots_are_is_compared_and_exported() {

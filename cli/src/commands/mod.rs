@@ -49,6 +49,7 @@ pub fn run(command: Command, output: Output) -> Result<u8> {
         Command::Exec(args) => exec::run(&args, output),
         Command::Branch(args) => branch::run(&args, output),
         Command::Snapshot(args) => snapshot::run(&args, output),
+        Command::Undo(args) => snapshot::undo(&args, output),
         Command::Diff(args) => diff::run(&args, output),
         Command::Export(args) => export::run(&args, output),
         Command::Worktree(args) => worktree::run(&args, output),

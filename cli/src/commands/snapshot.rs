@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::output::{Output, count};
 use crate::protocol::{
     SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotListCall, SnapshotRestoreCall,
-    SnapshotRestored, Snapshots, method,
+    SnapshotRestored, Snapshots, UndoCall, method,
 };
 
 /// Arguments of `agentfs snapshot`.
@@ -103,13 +103,7 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
         Action::Restore(args) => {
             let (snapshot, branch) = (args.snapshot.clone(), args.branch.clone());
             let params = SnapshotRestoreCall { snapshot, branch };
-            let done: SnapshotRestored = call(output, method::SNAPSHOT_RESTORE, &params)?;
-            output.result(&done, |out| {
-                let SnapshotRestored { snapshot, repository, branch, before, .. } = &done;
-                writeln!(out, "{repository}@{branch}: as it was at {snapshot}")?;
-                writeln!(out, "  {} changed", count(done.inodes, "inode"))?;
-                writeln!(out, "  `agentfs snapshot restore {before}` takes that back")
-            })?;
+            restored(&call(output, method::SNAPSHOT_RESTORE, &params)?, output)?;
         }
         Action::Delete(args) => {
             let params = SnapshotCall { snapshot: args.snapshot.clone() };
@@ -118,6 +112,32 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
         }
     }
     Ok(0)
+}
+
+/// Arguments of `agentfs undo`.
+#[derive(Debug, clap::Args)]
+pub struct UndoArgs {
+    /// The branch, or repository@branch
+    branch: String,
+}
+
+/// Takes back what was changed since the last snapshot of a branch.
+///
+/// # Errors
+/// What keeps it from being done.
+pub fn undo(args: &UndoArgs, output: Output) -> Result<u8> {
+    let params = UndoCall { branch: args.branch.clone() };
+    restored(&call(output, method::UNDO, &params)?, output)?;
+    Ok(0)
+}
+
+fn restored(done: &SnapshotRestored, output: Output) -> Result<()> {
+    output.result(done, |out| {
+        let SnapshotRestored { snapshot, repository, branch, before, .. } = done;
+        writeln!(out, "{repository}@{branch}: as it was at {snapshot}")?;
+        writeln!(out, "  {} changed", count(done.inodes, "inode"))?;
+        writeln!(out, "  `agentfs snapshot restore {before}` takes that back")
+    })
 }
 
 /// How long ago a time is, in its largest unit.

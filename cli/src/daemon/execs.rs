@@ -12,12 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agentfs_engine::store::WorktreeRecord;
+use agentfs_engine::store::{SnapshotReason, WorktreeRecord};
 use tracing::{info, warn};
 
 use crate::daemon::calls;
 use crate::daemon::repositories::OpenRepository;
 use crate::daemon::rpc::{Answer, Call};
+use crate::daemon::snapshots;
 use crate::daemon::state::Daemon;
 use crate::daemon::target::{self, Target};
 use crate::daemon::worktrees::{Slot, Up};
@@ -158,6 +159,11 @@ pub fn begin(daemon: &Arc<Daemon>, params: &ExecCall, call: &Call) -> Result<Ans
     let (number, up, notes) = enter(daemon, &name, &branch, params, call)?;
     let WorktreeRecord { dir, git_dir, branch, .. } = &up.record;
     let recorded = daemon.store.branch(&name, branch)?;
+    if let Some(branch) = recorded.as_ref().filter(|_| up.worktree.is_changed_since_seal()) {
+        let _names = daemon.lock_names();
+        let taken = snapshots::take(daemon, &repository, branch, SnapshotReason::Exec, "");
+        taken.inspect_err(|_| end(daemon, number))?;
+    }
     let begun = ExecBegun {
         exec: number,
         repository: name,

@@ -9,6 +9,7 @@ mod calls;
 mod check;
 mod execs;
 mod ingest;
+mod keeper;
 mod note;
 mod opening;
 mod recover;
@@ -38,6 +39,7 @@ use tracing::{error, info, level_filters::LevelFilter};
 pub use repositories::name_of;
 
 use crate::client::{OCCUPIED, READY};
+use crate::daemon::keeper::Keeper;
 use crate::daemon::rpc::Call;
 use crate::daemon::service::Methods;
 use crate::daemon::state::Daemon;
@@ -159,7 +161,11 @@ impl Running {
         if let Err(failure) = recover::resume(&daemon) {
             error!("cannot go on with the ingest: {failure}");
         }
+        let keeper = Keeper::start(&daemon);
         let served = serve(&daemon, listener, foreground);
+        if let Some(keeper) = keeper {
+            keeper.stop();
+        }
         if let Err(error) = &served {
             error!("the control socket failed: {error}");
         }

@@ -38,6 +38,7 @@ impl Service for Methods {
             method::WORKTREE_REMOVE => value(branches::remove_worktree(daemon, &parse(params)?)),
             method::SNAPSHOT_CREATE => value(snapshots::create(daemon, &parse(params)?)),
             method::SNAPSHOT_RESTORE => value(snapshots::restore(daemon, &parse(params)?)),
+            method::UNDO => value(snapshots::undo(daemon, &parse(params)?)),
             method::SNAPSHOT_LIST => value(snapshots::list(daemon, &parse(params)?)),
             method::SNAPSHOT_DELETE => value(snapshots::delete(daemon, &parse(params)?)),
             method::VIEW_BEGIN => views::begin(daemon, &parse(params)?),

@@ -23,7 +23,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::layout::remove_all;
 use crate::protocol::{
     SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotListCall, SnapshotRestoreCall,
-    SnapshotRestored, Snapshots,
+    SnapshotRestored, Snapshots, UndoCall,
 };
 
 /// Digits of a snapshot's name.
@@ -250,6 +250,30 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
     })
 }
 
+/// Takes back what was changed since the last snapshot of a branch; if that is nothing, what made it differ
+/// from the one before.
+///
+/// # Errors
+/// [`Kind::NotFound`] if there is no such snapshot; as [`restore`].
+pub fn undo(daemon: &Daemon, params: &UndoCall) -> Result<SnapshotRestored> {
+    let (repository, name) = target::parse(daemon, &params.branch)?;
+    let none = || {
+        Failure::new(Kind::NotFound, format!("nothing of {name} is kept to which it could go back"))
+            .hint("`agentfs snapshot list` lists what is kept")
+    };
+    let branch = daemon.store.branch(&repository, &name)?.ok_or_else(none)?;
+    let open_repository = daemon.repositories.get(&daemon.store, &repository)?;
+    let (changed, here) = {
+        let opened = open(daemon, &open_repository, &branch)?.ok_or_else(none)?;
+        (opened.worktree.is_changed_since_seal(), opened.worktree.stands_on())
+    };
+    let mut kept = daemon.store.snapshots(branch.number)?;
+    kept.retain(|one| one.git_state.is_some() && (changed || one.layer != here));
+    let newest = kept.into_iter().max_by_key(|one| (changed && one.layer == here, one.number));
+    let newest = newest.ok_or_else(none)?;
+    restore(daemon, &SnapshotRestoreCall { snapshot: id(newest.number), branch: None })
+}
+
 fn forget_in_kernel(up: &Up, stale: Stale<'_>) {
     if let Err(error) = up.mounted.invalidate(stale) {
         warn!("{error}");
@@ -396,6 +420,8 @@ fn info(record: &SnapshotRecord) -> SnapshotInfo {
             SnapshotReason::Asked => "asked",
             SnapshotReason::Before => "before",
             SnapshotReason::Removed => "removed",
+            SnapshotReason::Exec => "exec",
+            SnapshotReason::Time => "time",
         }
         .into(),
         message: record.message.clone(),

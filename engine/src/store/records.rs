@@ -58,6 +58,10 @@ pub enum SnapshotReason {
     Before,
     /// Its branch was removed.
     Removed,
+    /// A command was about to run in it.
+    Exec,
+    /// Some time had passed since the one before.
+    Time,
 }
 
 /// An immutable point of a branch. It stays when the branch is removed.
@@ -221,6 +225,8 @@ impl Record for SnapshotRecord {
             SnapshotReason::Asked => 0,
             SnapshotReason::Before => 1,
             SnapshotReason::Removed => 2,
+            SnapshotReason::Exec => 3,
+            SnapshotReason::Time => 4,
         });
         put_bytes(&mut out, self.repository.as_bytes());
         put_bytes(&mut out, self.name.as_bytes());
@@ -249,6 +255,8 @@ impl Record for SnapshotRecord {
                 0 => SnapshotReason::Asked,
                 1 => SnapshotReason::Before,
                 2 => SnapshotReason::Removed,
+                3 => SnapshotReason::Exec,
+                4 => SnapshotReason::Time,
                 _ => return None,
             },
             repository: fields.text()?,

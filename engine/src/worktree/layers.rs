@@ -191,6 +191,17 @@ impl Worktree {
         })
     }
 
+    /// Whether something has changed since the last [`Worktree::seal`] of the branch, or since it began.
+    pub fn is_changed_since_seal(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.layers().used)
+    }
+
+    /// The layer of the last [`Worktree::seal`], on which the branch stands; none for one that stands on its
+    /// bare base.
+    pub fn stands_on(&self) -> Option<LayerNumber> {
+        self.live.as_ref().and_then(|live| live.layers().below)
+    }
+
     /// Makes everything as it is at `to`, whose layer is drained, and returns what differs from before. What
     /// was changed since the last [`Worktree::seal`] is gone then; numbers of inodes are not given again.
     ///
