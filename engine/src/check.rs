@@ -27,8 +27,8 @@ use crate::id::{ChunkId, ContentId, GitOid, HashKind, TreeId};
 use crate::progress::{Cancel, Phase, Progress};
 use crate::store::{
     At, Branch, Object, Place, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Segments, Snapshot,
-    Store, Stored, Table, WorktreeRecord, check_header, decode_sealed, decode_stored,
-    decode_verified, empty_content, oid_key, tail_of,
+    SnapshotRecord, Store, Stored, Table, WorktreeRecord, check_header, decode_sealed,
+    decode_stored, decode_verified, empty_content, oid_key, tail_of,
 };
 use crate::tree::{Subtree, Tree};
 use index::Index;
@@ -183,6 +183,7 @@ impl Checker<'_> {
         self.check_records();
         self.check_segments();
         self.index.branches.par_iter().try_for_each(|branch| self.check_branch(branch))?;
+        self.index.other_snapshots().par_iter().try_for_each(|one| self.check_snapshot(one))?;
         self.check_owners();
         Ok(())
     }
@@ -459,6 +460,17 @@ impl Checker<'_> {
             (records, changed.examined.records),
         ] {
             counter.fetch_add(by, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Verifies what a snapshot has changed.
+    fn check_snapshot(&self, snapshot: &SnapshotRecord) -> Result<()> {
+        self.cancel.check()?;
+        let mut find = |finding| self.find(finding);
+        let changed = branch::gather_snapshot(self.store, snapshot, &mut find);
+        if let Some(changed) = changed {
+            overlay::check(&changed, &mut find);
         }
         Ok(())
     }

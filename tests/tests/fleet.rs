@@ -201,6 +201,13 @@ fn a_snapshot_is_a_moment_for_ever() {
     let back = fork(&store, "back", &id[..8]);
     assert_eq!(tree::read(&back), native);
     assert_eq!((status(&back), stats(&back)), moment);
+    assert_sound(&store);
+    let state = store.home().join("snapshots").join(&id);
+    fs::rename(state.join("HEAD"), state.join("away")).unwrap();
+    let damaged = store.run(&["fsck"]);
+    assert_eq!(damaged.code, 5);
+    assert!(damaged.stdout.contains("its git state has no"), "{}", damaged.stdout);
+    fs::rename(state.join("away"), state.join("HEAD")).unwrap();
     let listed = store.ok(&["snapshot", "list", "main"]);
     assert!(listed.contains(&id) && listed.contains("before the worst"), "{listed}");
     store.fails(3, &["snapshot", "delete", "s0000"]);

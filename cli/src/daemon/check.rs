@@ -1,4 +1,5 @@
-//! The call that verifies: the store, the git directories of its worktrees, and that these are mounted.
+//! The call that verifies: the store, the git directories of its worktrees, that these are mounted, and what
+//! snapshots have of git.
 
 use std::path::Path;
 
@@ -10,6 +11,7 @@ use agentfs_gitimport::examine::Examined;
 use agentfs_gitimport::verify::Verifier;
 
 use crate::daemon::rpc::Call;
+use crate::daemon::snapshots;
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::{Slot, Up};
 use crate::error::Result;
@@ -26,7 +28,8 @@ const REPAIRS_MAX: usize = 512;
 /// What keeps the store from being read at all. Damage is no error.
 pub fn check(daemon: &Daemon, call: &Call) -> Result<Checked> {
     let report = checked(daemon, call)?;
-    let worktrees = check_worktrees(daemon)?;
+    let mut worktrees = check_worktrees(daemon)?;
+    check_snapshots(daemon, &mut worktrees.findings)?;
     Ok(answer(&report, worktrees))
 }
 
@@ -129,6 +132,34 @@ fn check_worktrees(daemon: &Daemon) -> Result<Worktrees> {
         }
     }
     Ok(done)
+}
+
+/// Verifies that what snapshots have outside the store is there. Records that cannot be read were reported
+/// with the tables.
+fn check_snapshots(daemon: &Daemon, findings: &mut Vec<String>) -> Result<()> {
+    for snapshot in daemon.store.all_snapshots().unwrap_or_default() {
+        let id = snapshots::id(snapshot.number);
+        let mut wrong = Vec::new();
+        if let Some(state) = &snapshot.git_state {
+            let head = daemon.layout.snapshots().join(state).join("HEAD");
+            if !head.is_file() {
+                wrong.push(format!("snapshot {id}: its git state has no {}", head.display()));
+            }
+        }
+        let reference = snapshots::reference(&snapshot);
+        if snapshot.commit.is_some()
+            && let Ok(repository) = daemon.repositories.get(&daemon.store, &snapshot.repository)
+            && let Ok(git) = repository.git()
+            && git.resolve(&reference).is_err()
+        {
+            wrong.push(format!("snapshot {id}: {reference}, which keeps its commit, is gone"));
+        }
+        // It may have been removed meanwhile.
+        if !wrong.is_empty() && snapshots::named(daemon, &id)?.is_some() {
+            findings.append(&mut wrong);
+        }
+    }
+    Ok(())
 }
 
 fn examined<'a>(

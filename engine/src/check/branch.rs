@@ -12,11 +12,12 @@ use std::sync::Arc;
 use super::Finding;
 use crate::base::Base;
 use crate::error::{Error, Result};
-use crate::id::{BranchNumber, Ino, LayerNumber, Sequence};
+use crate::id::{BranchNumber, Ino, LayerNumber, Sequence, TreeId};
 use crate::outbox::{Examination, Examined, segment_number_of};
 use crate::overlay::{Known, Next, Overlay};
 use crate::store::{
-    Branch, Line, Record, Row, Snapshot, Store, Table, decode_sealed, drained_of, line_of, rows_of,
+    Branch, Line, Record, Row, Snapshot, SnapshotRecord, Store, Table, decode_sealed, drained_of,
+    line_of, rows_of,
 };
 
 /// How often the rows and the outbox are looked at until they are of one moment. A drain takes far
@@ -110,29 +111,8 @@ pub(super) fn gather(
         }
     };
     let layer = moment.head.map_or(LayerNumber::first_of(branch.number), |(layer, _)| layer);
-    let line = match line_of(&moment.snapshot, layer, Some(branch.number)) {
-        Ok(Line { waits: Some((_, origin, _)), .. }) if is_known(store, origin) => return None,
-        Ok(Line { waits: Some((layer, origin, _)), .. }) => {
-            let record = format!("layer {layer}");
-            find(Finding::Dangling { record, names: format!("branch number {origin}") });
-            return None;
-        }
-        Ok(line) => line,
-        Err(error) => {
-            find(Finding::BadEntry { table: Table::Layers.name(), why: error.to_string() });
-            return None;
-        }
-    };
-    let mut changed = Changed {
-        name,
-        overlay: Overlay::default(),
-        snapshot: moment.snapshot,
-        base: Base::open(Arc::clone(store), None, branch.root).ok(),
-        strays: Vec::new(),
-        whole: true,
-        rows: (0, 0),
-        examined: Examined::default(),
-    };
+    let line = line_or_finding(store, &moment.snapshot, layer, Some(branch.number), find)?;
+    let mut changed = Changed::new(store, name, moment.snapshot, branch.root);
     changed.read_rows(&line, moment.head.is_some(), find);
     let drained = moment.head.map_or(Sequence::NONE, |(_, drained)| drained);
     match moment.outbox {
@@ -144,6 +124,45 @@ pub(super) fn gather(
         }
     }
     Some(changed)
+}
+
+/// Gathers what a snapshot has changed; `None` if that is nothing or cannot be told. What cannot be read is
+/// reported.
+pub(super) fn gather_snapshot(
+    store: &Arc<Store>,
+    record: &SnapshotRecord,
+    find: &mut dyn FnMut(Finding),
+) -> Option<Changed> {
+    let snapshot = store.core().snapshot();
+    let line = line_or_finding(store, &snapshot, record.layer?, None, find)?;
+    let name = format!("{}:{} at snapshot {}", record.repository, record.name, record.number);
+    let mut changed = Changed::new(store, name, snapshot, record.root);
+    changed.read_rows(&line, true, find);
+    Some(changed)
+}
+
+/// The line that ends with `layer`; `None` if it cannot be read, or is not drained as far as another branch
+/// has to do with it, with which it is verified.
+fn line_or_finding(
+    store: &Store,
+    snapshot: &Snapshot,
+    layer: LayerNumber,
+    owner: Option<BranchNumber>,
+    find: &mut dyn FnMut(Finding),
+) -> Option<Line> {
+    match line_of(snapshot, layer, owner) {
+        Ok(Line { waits: Some((_, origin, _)), .. }) if is_known(store, origin) => None,
+        Ok(Line { waits: Some((layer, origin, _)), .. }) => {
+            let record = format!("layer {layer}");
+            find(Finding::Dangling { record, names: format!("branch number {origin}") });
+            None
+        }
+        Ok(line) => Some(line),
+        Err(error) => {
+            find(Finding::BadEntry { table: Table::Layers.name(), why: error.to_string() });
+            None
+        }
+    }
 }
 
 /// The branch numbers of which there is an outbox.
@@ -198,6 +217,19 @@ fn bad_outbox(error: Error, branch: &str) -> Finding {
 }
 
 impl Changed {
+    fn new(store: &Arc<Store>, name: String, snapshot: Arc<Snapshot>, root: TreeId) -> Self {
+        Self {
+            name,
+            overlay: Overlay::default(),
+            snapshot,
+            base: Base::open(Arc::clone(store), None, root).ok(),
+            strays: Vec::new(),
+            whole: true,
+            rows: (0, 0),
+            examined: Examined::default(),
+        }
+    }
+
     fn read_rows(&mut self, line: &Line, has_head: bool, find: &mut dyn FnMut(Finding)) {
         let highest = line.layers.iter().map(|layer| self.read_layer(*layer, find)).max();
         let highest = highest.unwrap_or_default();

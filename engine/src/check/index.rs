@@ -137,21 +137,38 @@ impl Index {
         single.chain(manifests).chain([(empty_content(), 0)]).collect()
     }
 
+    /// Snapshots that have layers which neither a branch nor another one of them has.
+    pub(super) fn other_snapshots(&self) -> Vec<&SnapshotRecord> {
+        let mut seen = self.line_of(self.heads.values().copied());
+        let mut newest_first: Vec<_> = self.snapshots.iter().collect();
+        newest_first.sort_unstable_by_key(|snapshot| std::cmp::Reverse(snapshot.number));
+        newest_first.retain(|snapshot| {
+            let is_new = snapshot.layer.is_some_and(|layer| !seen.contains(&layer));
+            seen.extend(self.line_of(snapshot.layer));
+            is_new
+        });
+        newest_first
+    }
+
     /// The layers on which a branch or a snapshot stands.
     pub(super) fn needed_layers(&self) -> HashSet<LayerNumber> {
         let heads = self.branches.iter().map(|branch| {
             let head = self.heads.get(&branch.number).copied();
             head.unwrap_or(LayerNumber::first_of(branch.number))
         });
-        let mut open: Vec<_> =
-            heads.chain(self.snapshots.iter().filter_map(|snapshot| snapshot.layer)).collect();
-        let mut needed = HashSet::new();
+        self.line_of(heads.chain(self.snapshots.iter().filter_map(|snapshot| snapshot.layer)))
+    }
+
+    /// These layers and all below them.
+    fn line_of(&self, layers: impl IntoIterator<Item = LayerNumber>) -> HashSet<LayerNumber> {
+        let mut open: Vec<_> = layers.into_iter().collect();
+        let mut line = HashSet::new();
         while let Some(layer) = open.pop() {
-            if needed.insert(layer) {
+            if line.insert(layer) {
                 open.extend(self.layers.get(&layer).and_then(|(below, _)| *below));
             }
         }
-        needed
+        line
     }
 
     /// The git blobs that the map gives to `content`.

@@ -1,8 +1,4 @@
-//! What is drained of the branches: layers of changes, and where each branch stands.
-//!
-//! A layer is rows of inodes and names that say what differs from the layer below it. The keys of the
-//! rows begin with the number of the layer and go on with that of the inode, both big-endian, so that
-//! what belongs together lies together.
+//! What is drained of the branches: where each of them stands, and who needs which layer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -13,10 +9,13 @@ use super::Store;
 use super::batch::Batch;
 use super::database::Snapshot;
 use super::decode_sealed;
+use super::line::{
+    Layer, decode_head, drained_of, encode_head, entry_key, head_of, inode_key, layer_key,
+    layer_of, line_of, load_line,
+};
 use super::records::{Branch, Record, SnapshotRecord};
 use super::tables::{Table, corrupt_entry};
-use crate::error::{Error, Result};
-use crate::fields::Fields;
+use crate::error::Result;
 use crate::id::{BranchNumber, Ino, LayerNumber, Sequence};
 use crate::limits::LAYERS_MAX;
 use crate::overlay::{EntryRow, InodeRow, Known, Node, Overlay};
@@ -32,248 +31,6 @@ pub struct Head {
     pub drained: Sequence,
     /// Whether the layer has changes.
     pub used: bool,
-}
-
-/// What the store knows of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Layer {
-    /// The layer below it.
-    pub(crate) below: Option<LayerNumber>,
-    /// The highest number that a new inode has had.
-    pub(crate) last_new: u64,
-    /// The branch in whose outbox the rest of it is, and the record that sealed it there.
-    pub(crate) waits: Option<(BranchNumber, Sequence)>,
-}
-
-impl Layer {
-    pub(crate) fn encode(self) -> Vec<u8> {
-        let (branch, sequence) = self.waits.map_or((0, 0), |(branch, at)| (branch.0, at.0));
-        let below = self.below.map_or(0, |below| below.0);
-        let fields = [below, self.last_new, branch, sequence];
-        fields.iter().flat_map(|field| field.to_le_bytes()).collect()
-    }
-
-    pub(crate) fn decode(value: &[u8]) -> Option<Self> {
-        let mut fields = Fields(value);
-        let (below, last_new) = (fields.u64()?, fields.u64()?);
-        let (branch, sequence) = (fields.u64()?, fields.u64()?);
-        let below = (below != 0).then_some(LayerNumber(below));
-        let waits = (branch != 0).then_some((BranchNumber(branch), Sequence(sequence)));
-        fields.0.is_empty().then_some(Self { below, last_new, waits })
-    }
-}
-
-/// The value of [`Table::Heads`].
-pub(crate) fn decode_head(value: &[u8]) -> Option<(LayerNumber, Sequence)> {
-    let mut fields = Fields(value);
-    let head = (LayerNumber(fields.u64()?), Sequence(fields.u64()?));
-    fields.0.is_empty().then_some(head)
-}
-
-fn encode_head(layer: LayerNumber, drained: Sequence) -> Vec<u8> {
-    [layer.0.to_le_bytes(), drained.0.to_le_bytes()].concat()
-}
-
-pub(crate) fn layer_key(layer: LayerNumber) -> [u8; 8] {
-    layer.0.to_be_bytes()
-}
-
-fn inode_key(layer: LayerNumber, ino: Ino) -> Vec<u8> {
-    [layer_key(layer), ino.0.to_be_bytes()].concat()
-}
-
-fn entry_key(layer: LayerNumber, dir: Ino, name: &[u8]) -> Vec<u8> {
-    let mut key = inode_key(layer, dir);
-    key.extend_from_slice(name);
-    key
-}
-
-/// The number of the layer, or of the branch, with which a key begins.
-pub(crate) fn number_of(key: &[u8]) -> Option<u64> {
-    key.first_chunk().map(|number| u64::from_be_bytes(*number))
-}
-
-/// Takes the number of the layer and of the inode off a key.
-fn split_key(key: &[u8]) -> Option<(Ino, &[u8])> {
-    let (_, rest) = key.split_at_checked(8)?;
-    let (ino, name) = rest.split_first_chunk::<8>()?;
-    Some((Ino(u64::from_be_bytes(*ino)), name))
-}
-
-/// The row of an inode: without a node it is gone, whatever the layers below say.
-fn decode_inode(value: &[u8]) -> Option<Option<Node>> {
-    if value.is_empty() { Some(None) } else { InodeRow::decode(value).map(Some) }
-}
-
-/// A row of a layer.
-pub(crate) enum Row<'a> {
-    /// A changed inode; without a node it is gone.
-    Inode(Ino, Option<Node>),
-    /// What a directory says of a name.
-    Entry(Ino, &'a [u8], Option<Known>),
-}
-
-/// The layers on which a branch or a snapshot stands.
-#[derive(Debug)]
-pub(crate) struct Line {
-    /// From the lowest to that on which it stands.
-    pub(crate) layers: Vec<LayerNumber>,
-    /// The highest number of a new inode in them.
-    pub(crate) last_new: u64,
-    /// The highest of them whose rest is in the outbox of another branch, and the record there that
-    /// sealed it. The line ends with it.
-    pub(crate) waits: Option<(LayerNumber, BranchNumber, Sequence)>,
-}
-
-/// The layer that takes the changes of a branch, and up to where it is drained; `None` if nothing of
-/// it ever was.
-///
-/// # Errors
-/// What reading the database meets, [`Error::Corrupt`] for a row that cannot be.
-pub(crate) fn drained_of(
-    snapshot: &Snapshot,
-    branch: BranchNumber,
-) -> Result<Option<(LayerNumber, Sequence)>> {
-    let key = branch.0.to_be_bytes();
-    snapshot
-        .get(Table::Heads, &key, |sealed| decode_sealed(Table::Heads, &key, sealed, decode_head))
-}
-
-fn head_of(snapshot: &Snapshot, branch: BranchNumber) -> Result<(LayerNumber, Sequence)> {
-    let head = drained_of(snapshot, branch)?;
-    Ok(head.unwrap_or((LayerNumber::first_of(branch), Sequence::NONE)))
-}
-
-fn layer_of(snapshot: &Snapshot, layer: LayerNumber) -> Result<Option<Layer>> {
-    let key = layer_key(layer);
-    snapshot.get(Table::Layers, &key, |sealed| {
-        decode_sealed(Table::Layers, &key, sealed, Layer::decode)
-    })
-}
-
-/// The line that ends with `layer`. That `layer` itself waits for the outbox of `owner` is as it should
-/// be.
-///
-/// # Errors
-/// What reading the database meets, [`Error::Corrupt`] for a row that cannot be and for a layer that
-/// is missing.
-pub(crate) fn line_of(
-    snapshot: &Snapshot,
-    layer: LayerNumber,
-    owner: Option<BranchNumber>,
-) -> Result<Line> {
-    let mut line = Line { layers: vec![layer], last_new: 0, waits: None };
-    let mut at = layer;
-    loop {
-        let below = match layer_of(snapshot, at)? {
-            // What it lies on may be in that outbox too.
-            Some(Layer { waits: Some((branch, record)), .. })
-                if at != layer || owner != Some(branch) =>
-            {
-                line.waits = Some((at, branch, record));
-                None
-            }
-            Some(Layer { below, last_new, .. }) => {
-                line.last_new = line.last_new.max(last_new);
-                below
-            }
-            // The first layer of a branch that has drained nothing.
-            None if at == layer => None,
-            None => return Err(Error::corrupt(format!("layer {at}"), "it is missing")),
-        };
-        let Some(below) = below else { break };
-        if line.layers.len() >= LAYERS_MAX {
-            return Err(Error::corrupt(format!("layer {layer}"), "it lies on too many others"));
-        }
-        line.layers.push(below);
-        at = below;
-    }
-    line.layers.reverse();
-    Ok(line)
-}
-
-/// Calls `visit` for every row of a layer, inodes first, with what is wrong with those that cannot be
-/// read.
-///
-/// # Errors
-/// What reading the database meets, and what `visit` returns.
-pub(crate) fn rows_of(
-    snapshot: &Snapshot,
-    layer: LayerNumber,
-    mut visit: impl FnMut(Result<Row<'_>>) -> Result<()>,
-) -> Result<()> {
-    let prefix = layer_key(layer);
-    let bad = |table, key: &[u8]| corrupt_entry(table, key, "its fields are impossible");
-    let table = Table::LayerInodes;
-    snapshot.scan(table, &prefix, |key, sealed| {
-        let node = decode_sealed(table, key, sealed, decode_inode);
-        let place = split_key(key).filter(|(_, rest)| rest.is_empty());
-        visit(match (node, place) {
-            (Ok(node), Some((ino, _))) => Ok(Row::Inode(ino, node)),
-            (Err(error), _) => Err(error),
-            (Ok(_), None) => Err(bad(table, key)),
-        })
-    })?;
-    let table = Table::LayerEntries;
-    snapshot.scan(table, &prefix, |key, sealed| {
-        let known = decode_sealed(table, key, sealed, EntryRow::decode);
-        let place = split_key(key).filter(|(_, name)| !name.is_empty());
-        visit(match (known, place) {
-            (Ok(known), Some((dir, name))) => Ok(Row::Entry(dir, name, known)),
-            (Err(error), _) => Err(error),
-            (Ok(_), None) => Err(bad(table, key)),
-        })
-    })
-}
-
-/// Applies the rows of a layer; returns whether it has any.
-fn load_layer(
-    snapshot: &Snapshot,
-    layer: LayerNumber,
-    last_new: u64,
-    overlay: &mut Overlay,
-) -> Result<bool> {
-    let mut used = false;
-    rows_of(snapshot, layer, |row| {
-        used = true;
-        match row? {
-            Row::Inode(ino, _) if ino.0 > last_new && ino.is_new() => Err(Error::corrupt(
-                format!("inode {ino} of layer {layer}"),
-                format!("the highest number that was given is {last_new}"),
-            )),
-            Row::Inode(ino, node) => {
-                overlay.load_inode(ino, node);
-                Ok(())
-            }
-            Row::Entry(dir, name, known) if !overlay.load_entry(dir, name, known) => {
-                let key = entry_key(layer, dir, name);
-                Err(corrupt_entry(Table::LayerEntries, &key, "it is in no directory"))
-            }
-            Row::Entry(..) => Ok(()),
-        }
-    })?;
-    Ok(used)
-}
-
-fn load_line(
-    snapshot: &Snapshot,
-    layer: LayerNumber,
-    owner: Option<BranchNumber>,
-) -> Result<(Overlay, bool, Line)> {
-    let line = line_of(snapshot, layer, owner)?;
-    if let Some((layer, branch, record)) = line.waits {
-        return Err(Error::corrupt(
-            format!("layer {layer}"),
-            format!("it ends with record {record} of branch {branch}, which is not drained"),
-        ));
-    }
-    let mut overlay = Overlay::default();
-    overlay.load_last_new(line.last_new);
-    let mut used = false;
-    for &layer in &line.layers {
-        used = load_layer(snapshot, layer, line.last_new, &mut overlay)?;
-    }
-    Ok((overlay, used, line))
 }
 
 impl Store {
@@ -674,31 +431,5 @@ impl Batch<'_> {
             Ok(())
         })?;
         Ok(standing)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn rows_of_layers_and_heads_read_back() {
-        for waits in [None, Some((BranchNumber(4), Sequence(5)))] {
-            let below = waits.map(|_| LayerNumber(3));
-            let layer = Layer { below, last_new: u64::MAX, waits };
-            assert_eq!(Layer::decode(&layer.encode()), Some(layer));
-        }
-        let head = (LayerNumber(1), Sequence(2));
-        assert_eq!(decode_head(&encode_head(head.0, head.1)), Some(head));
-    }
-
-    proptest! {
-        #[test]
-        fn no_value_makes_a_decoder_panic(value in prop::collection::vec(any::<u8>(), 0..32)) {
-            let _ = Layer::decode(&value);
-            let _ = decode_head(&value);
-            let _ = decode_inode(&value);
-        }
     }
 }

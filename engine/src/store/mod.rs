@@ -21,6 +21,7 @@ mod claim;
 mod crash_tests;
 mod database;
 mod layers;
+mod line;
 mod open;
 mod read;
 mod records;
@@ -46,9 +47,8 @@ pub use tables::Object;
 pub use writer::{Session, WriteItem, Writer};
 
 pub(crate) use database::Snapshot;
-pub(crate) use layers::{
-    Head, Layer, Line, Row, decode_head, drained_of, line_of, number_of, rows_of,
-};
+pub(crate) use layers::Head;
+pub(crate) use line::{Layer, Line, Row, decode_head, drained_of, line_of, number_of, rows_of};
 pub(crate) use open::tail_of;
 pub(crate) use read::{decode_verified, empty_content};
 pub(crate) use records::Record;

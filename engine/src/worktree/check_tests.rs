@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::fixture::{BRANCH, USER, dir, noise, open};
-use super::{NewNode, RenameMode, Worktree, XattrMode};
+use super::{NewNode, RenameMode, Timestamp, Worktree, XattrMode};
 use crate::check::tests::FakeGit;
 use crate::check::{CheckReport, Finding, check};
 use crate::id::{BranchNumber, ChunkId, Ino, LayerNumber, Sequence};
 use crate::outbox::Outbox;
 use crate::overlay::{Body, Known, Node, Overlay, Source};
 use crate::progress::{Cancel, Silent};
-use crate::store::{Batch, Store, Table};
+use crate::store::{Batch, SnapshotReason, SnapshotRecord, Store, Table};
 use crate::testing::FaultyStorage;
 
 pub(super) const NAME: &str = "demo:main";
@@ -308,6 +308,43 @@ fn impossible_content_is_found() {
     let absent = Ino(4_000_000);
     let found = fixture.change(|batch| assert!(batch.put_inode(LAYER, absent, Some(&node))));
     assert_found(found, vec![bad_inode(absent, "is not in the base"), wrong_links(absent, 1, 0)]);
+}
+
+#[test]
+fn what_a_snapshot_alone_has_is_verified() {
+    let fixture = Fixture::new();
+    let point = fixture.worktree.seal().unwrap();
+    fixture.worktree.drain().unwrap();
+    let branch = fixture.store().branches().unwrap().pop().unwrap();
+    let record = SnapshotRecord {
+        branch: BRANCH,
+        repository: branch.repository,
+        name: branch.name,
+        number: 77,
+        layer: point.layer,
+        last_new: point.last_new,
+        root: branch.root,
+        root_oid: None,
+        commit: None,
+        time: 0,
+        made: Timestamp { seconds: 0, nanoseconds: 0 },
+        reason: SnapshotReason::Asked,
+        message: String::new(),
+        git_state: None,
+    };
+    assert_eq!(fixture.change(|batch| batch.put_snapshot(&record)), []);
+    // The branch goes elsewhere, and the snapshot is the only one to stand there.
+    let elsewhere = LayerNumber(5);
+    fixture.change(|batch| {
+        batch.put_layer(elsewhere, None, 0);
+        batch.put_head(BRANCH, elsewhere, Sequence(u64::MAX));
+    });
+    assert_eq!(fixture.change(|batch| assert_eq!(batch.sweep_layers().unwrap(), 1)), []);
+    let chunk = ChunkId::of(&noise(1, 5000));
+    let key = chunk.as_bytes().to_vec();
+    let found = fixture.change(|batch| batch.put_row(Table::Chunks, key, None));
+    let branch = format!("{NAME} at snapshot 77");
+    assert_found(found, vec![Finding::LostBytes { branch, ino: fixture.a, chunk }]);
 }
 
 #[test]

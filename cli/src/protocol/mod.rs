@@ -1,6 +1,8 @@
 //! The methods of the control socket, with their parameters and results. docs/PROTOCOL.md describes
 //! them for other languages.
 
+mod branches;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -8,6 +10,12 @@ use std::path::{Path, PathBuf};
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use branches::{
+    BranchCreateCall, BranchDeleteCall, BranchDeleted, SnapshotCall, SnapshotCreateCall,
+    SnapshotInfo, SnapshotListCall, SnapshotRestoreCall, SnapshotRestored, Snapshots, UndeleteCall,
+    UndoCall, ViewBegun, ViewCall, WorktreeRemoveCall, WorktreeRemoved,
+};
 
 /// The version of the protocol. A client and a daemon that differ in it do not talk.
 pub const PROTOCOL: u32 = 1;
@@ -211,177 +219,6 @@ pub struct MountCall {
     /// Whether a branch that is checked out elsewhere is refused; else its commit is mounted.
     #[serde(default)]
     pub exclusive: bool,
-}
-
-/// Begins a branch.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BranchCreateCall {
-    /// Its name, which is that of its git branch too.
-    pub name: String,
-    /// A branch, as it is now; a snapshot; or a revision.
-    pub from: String,
-    /// Whether it begins with what is committed, whatever a branch has besides.
-    #[serde(default)]
-    pub committed: bool,
-    /// Where to mount it; nowhere without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mount: Option<MountAt>,
-}
-
-/// Removes a worktree with what it differs by from its commit.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct WorktreeRemoveCall {
-    /// Its directory.
-    pub dir: WirePath,
-}
-
-/// A worktree that was removed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct WorktreeRemoved {
-    /// Its directory.
-    pub dir: WirePath,
-    /// The repository's name in the store.
-    pub repository: String,
-    /// Its branch.
-    pub branch: String,
-    /// The snapshot that keeps what it was, if it differed from its commit.
-    pub snapshot: Option<String>,
-}
-
-/// Removes a branch.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BranchDeleteCall {
-    /// The branch, or repository@branch.
-    pub branch: String,
-}
-
-/// A branch that was removed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BranchDeleted {
-    /// The repository's name in the store.
-    pub repository: String,
-    /// The branch.
-    pub branch: String,
-    /// The snapshot that keeps it.
-    pub snapshot: String,
-}
-
-/// Brings a branch back that was removed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct UndeleteCall {
-    /// The branch, or repository@branch.
-    pub branch: String,
-    /// Where to mount it; nowhere without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mount: Option<MountAt>,
-}
-
-/// Makes a snapshot.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SnapshotCreateCall {
-    /// The branch, or repository@branch.
-    pub branch: String,
-    /// What to say of it.
-    #[serde(default)]
-    pub message: String,
-}
-
-/// Makes a branch what a snapshot is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SnapshotRestoreCall {
-    /// Its name, or the first digits of it.
-    pub snapshot: String,
-    /// The branch, or repository@branch; that of which it was taken without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub branch: Option<String>,
-}
-
-/// Takes back what was changed since the last snapshot of a branch.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct UndoCall {
-    /// The branch, or repository@branch.
-    pub branch: String,
-}
-
-/// A branch that is what a snapshot is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SnapshotRestored {
-    /// The snapshot.
-    pub snapshot: String,
-    /// The repository's name in the store.
-    pub repository: String,
-    /// The branch.
-    pub branch: String,
-    /// The snapshot that keeps what the branch was before.
-    pub before: String,
-    /// Files, directories and links that differ from before.
-    pub inodes: u64,
-    /// Names that stand for something else than before.
-    pub names: u64,
-}
-
-/// Shows a branch as it is now, or a snapshot.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ViewCall {
-    /// A branch, a snapshot, or a revision.
-    pub what: String,
-}
-
-/// What something is at a moment.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ViewBegun {
-    /// The repository's name in the store.
-    pub repository: String,
-    /// The git directory of the repository.
-    pub common_dir: WirePath,
-    /// Where it is mounted, to be read; nowhere if it is nothing but its commit.
-    pub dir: Option<WirePath>,
-    /// The index that belongs to it.
-    pub index: Option<WirePath>,
-    /// The commit of its HEAD; none where there is none yet.
-    pub commit: Option<String>,
-}
-
-/// Lists snapshots.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct SnapshotListCall {
-    /// The branch, or repository@branch; all without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub branch: Option<String>,
-}
-
-/// Names a snapshot.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SnapshotCall {
-    /// Its name, or the first digits of it.
-    pub snapshot: String,
-}
-
-/// A snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotInfo {
-    /// Its name.
-    pub id: String,
-    /// The repository's name in the store.
-    pub repository: String,
-    /// The name that its branch had.
-    pub branch: String,
-    /// The commit on which its branch was based; none in an empty repository.
-    pub commit: Option<String>,
-    /// When it was made, in seconds since 1970.
-    pub made: i64,
-    /// Why: `asked`, `before` something that changes much, before an `exec`, some `time` after the one
-    /// before, or because its branch was `removed`.
-    pub reason: String,
-    /// What was said of it.
-    pub message: String,
-}
-
-/// Snapshots, the oldest first.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Snapshots {
-    /// The snapshots.
-    pub snapshots: Vec<SnapshotInfo>,
 }
 
 /// What clone, attach and mount have brought about.
