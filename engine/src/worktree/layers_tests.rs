@@ -3,7 +3,10 @@
 
 use proptest::prelude::*;
 
+use super::check_tests::Fixture;
+use super::fixture::BRANCH;
 use super::model::{Herd, HerdStep, herd_steps};
+use crate::id::{BranchNumber, Sequence};
 use crate::testing::FaultyStorage;
 
 proptest! {
@@ -73,4 +76,26 @@ fn an_unchanged_branch_is_not_sealed_twice() {
     assert_eq!(herd.seal(0).unwrap().0, first.0);
     herd.write(0, b"y").unwrap();
     assert_ne!(herd.seal(0).unwrap().0, first.0);
+}
+
+/// A drain that took its copy before the layer was sealed does not make it complete.
+#[test]
+fn a_layer_that_was_named_meanwhile_goes_on_waiting() {
+    let fixture = Fixture::new();
+    fixture.worktree.write(fixture.a, 0, b"not drained", false).unwrap();
+    let point = fixture.worktree.seal().unwrap();
+    let (layer, fork) = (point.layer.unwrap(), BranchNumber(9));
+    fixture.change(|batch| {
+        batch.name_point(&point).unwrap();
+        batch.put_fork(fork, layer, point.last_new);
+    });
+    let waits = || fixture.store().waits_for(fork).unwrap();
+    assert_eq!(waits(), Some(BRANCH));
+    let drained_through = |record| {
+        fixture.change(|batch| batch.put_open_layer(layer, None, 0, record).unwrap());
+    };
+    drained_through(Sequence(point.through.0 - 1));
+    assert_eq!(waits(), Some(BRANCH));
+    drained_through(point.through);
+    assert_eq!(waits(), None);
 }
