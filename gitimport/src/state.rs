@@ -8,15 +8,15 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::process::Stdio;
 
 use agentfs_engine::GitOid;
-use gix::refs::transaction::{Change, LogChange, PreviousValue, RefEdit, RefLog};
 
 use crate::error::{Error, Result};
 use crate::files;
 use crate::limits::{GIT_FILE_BYTES_MAX, STATE_DEPTH_MAX};
-use crate::reflog;
 use crate::repository::Repository;
+use crate::transport;
 
 /// Files that say to what an operation in progress is to return, and what a branch begins with there.
 const RETURNS_TO: [(&str, &str); 3] =
@@ -215,14 +215,10 @@ impl Repository {
     /// # Errors
     /// [`Error::Git`] if there is such a branch, or the name is not one.
     pub fn create_branch(&self, name: &str, commit: &GitOid) -> Result<()> {
-        let log = LogChange {
-            mode: RefLog::AndReference,
-            force_create_reflog: false,
-            message: "branch: created by agentfs".into(),
-        };
-        let target = gix::refs::Target::Object(to_gix(commit));
-        let change = Change::Update { log, expected: PreviousValue::MustNotExist, new: target };
-        self.edit(&format!("{HEADS}{name}"), change, "create")
+        let commit = commit.to_string();
+        // Nothing is what it must be before.
+        let args = ["-m", "branch: created by agentfs", &format!("{HEADS}{name}"), &commit, ""];
+        self.update_ref(args[2], &args, "create")
     }
 
     /// Removes a reference by its full name, if it still is `commit`; it is fine if it is gone.
@@ -230,8 +226,10 @@ impl Repository {
     /// # Errors
     /// [`Error::Git`].
     pub fn remove_reference(&self, name: &str, commit: &GitOid) -> Result<()> {
-        let expected = PreviousValue::ExistingMustMatch(gix::refs::Target::Object(to_gix(commit)));
-        self.edit(name, Change::Delete { expected, log: RefLog::AndReference }, "remove")
+        if self.resolve(name).is_err() {
+            return Ok(());
+        }
+        self.update_ref(name, &["-d", name, &commit.to_string()], "remove")
     }
 
     /// Has reference `name`, a full name, lead to `commit`, so that git keeps what is reachable from it.
@@ -239,33 +237,29 @@ impl Repository {
     /// # Errors
     /// [`Error::Git`].
     pub fn keep(&self, name: &str, commit: &GitOid) -> Result<()> {
-        let log = LogChange {
-            mode: RefLog::AndReference,
-            force_create_reflog: false,
-            message: "agentfs".into(),
-        };
-        let target = gix::refs::Target::Object(to_gix(commit));
-        self.edit(name, Change::Update { log, expected: PreviousValue::Any, new: target }, "create")
+        self.update_ref(name, &["-m", "agentfs", name, &commit.to_string()], "create")
     }
 
-    fn edit(&self, name: &str, change: Change, verb: &str) -> Result<()> {
+    /// Has git change reference `name`. A process of its own holds git's locks then, and gives them back
+    /// also if this one is killed meanwhile; a lock that is left behind would keep everybody from changing
+    /// references.
+    fn update_ref(&self, name: &str, args: &[&str], verb: &str) -> Result<()> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Git {
             action: format!("{verb} reference {name}"),
             git_dir: self.git_dir().to_owned(),
             source,
         };
-        let full = gix::refs::FullName::try_from(name).map_err(|error| failed(error.into()))?;
-        let edit = RefEdit { change, name: full, deref: false };
-        let git = self.gix();
-        let committer = reflog::committer(&git);
-        let committer = gix::actor::SignatureRef::from_bytes(&committer).ok();
-        let edited = git.edit_references_as(Some(edit), committer);
-        edited.map(drop).map_err(|error| failed(error.into()))
+        gix::refs::FullName::try_from(name).map_err(|error| failed(error.into()))?;
+        let mut git = transport::git();
+        git.env("GIT_DIR", self.git_dir()).args(["update-ref", "--no-deref"]).args(args);
+        let done = git.stdin(Stdio::null()).output().map_err(|error| failed(error.into()))?;
+        if done.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&done.stderr);
+        let said = said.trim().trim_start_matches("fatal: ");
+        Err(failed(if said.is_empty() { done.status.to_string() } else { said.into() }.into()))
     }
-}
-
-fn to_gix(oid: &GitOid) -> gix::ObjectId {
-    gix::ObjectId::from_bytes_or_panic(oid.as_bytes())
 }
 
 #[cfg(test)]

@@ -242,7 +242,7 @@ fn needs_git() -> bool {
 }
 
 /// git with the user's configuration and terminal, but without a repository.
-fn git() -> Command {
+pub(crate) fn git() -> Command {
     let mut command = Command::new("git");
     for variable in REPOSITORY_VARIABLES {
         command.env_remove(variable);
