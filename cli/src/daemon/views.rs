@@ -78,7 +78,11 @@ pub fn begin(daemon: &Daemon, params: &ViewCall) -> Result<Answer> {
     let view = Arc::new(Mutex::new(view));
     let end = || {
         let view = Arc::clone(&view);
-        let end = move || drop(view.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let end = move || {
+            let ended = view.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // Unmounting waits for the kernel.
+            drop(ended);
+        };
         Some(Box::new(end) as Box<dyn FnOnce() + Send>)
     };
     let value = serde_json::to_value(begun)
