@@ -324,8 +324,17 @@ fn with_descendants(store: &TestStore, word: &str) -> Running {
     let script = "(setsid sleep $0 &); echo kept > kept; echo ready; exec sleep $0";
     let mut one = Running::start(store, &["one", "--", "sh", "-c", script, word]);
     assert_eq!(one.line(), "ready");
-    store.wait_until("both processes", || processes_with(word).len() >= 2);
+    store.wait_until("both processes", || sleeping(word).len() >= 2);
     one
+}
+
+/// The processes that are `sleep` by now and have `word` on their command line.
+fn sleeping(word: &str) -> Vec<i32> {
+    let mut found = processes_with(word);
+    found.retain(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains("(sleep)"))
+    });
+    found
 }
 
 fn nothing_outlives_a_kill(ordinary: bool, first: u32) {
@@ -341,11 +350,8 @@ fn nothing_outlives_a_kill(ordinary: bool, first: u32) {
     // Of the command.
     let word = unique(first + 1);
     let mut one = with_descendants(&store, &word);
-    for pid in processes_with(&word) {
-        let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        if status.contains("(sleep)") {
-            Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
-        }
+    for pid in sleeping(&word) {
+        Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
     }
     assert_eq!(one.code(&store), Some(137));
     assert_nothing_left(&store, &word);
