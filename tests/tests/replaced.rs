@@ -78,6 +78,14 @@ fn source(store: &TestStore) -> Builder {
     source
 }
 
+/// A store that uses such a repository in place.
+fn attached() -> (TestStore, Builder) {
+    let store = TestStore::new();
+    let builder = source(&store);
+    store.ok(&["attach", &builder.dir().display().to_string()]);
+    (store, builder)
+}
+
 /// Replaces the object that `what` names by `by`.
 fn replace(dir: &Path, what: &str, by: &str) {
     git(dir, &["replace", "--force", &git(dir, &["rev-parse", what]), by]);
@@ -88,10 +96,8 @@ fn every_kind_of_object_is_replaced_as_git_does_it() {
     if !fuse_available() {
         return;
     }
-    let store = TestStore::new();
-    let builder = source(&store);
+    let (store, builder) = attached();
     let dir = builder.dir();
-    store.ok(&["attach", &dir.display().to_string()]);
     same_as_git(&store, dir, "source", "HEAD", "before");
 
     // A daemon that is running already sees what is replaced from now on.
@@ -184,10 +190,8 @@ fn replacements_that_lead_nowhere_are_errors_that_name_them() {
     if !fuse_available() {
         return;
     }
-    let store = TestStore::new();
-    let builder = source(&store);
+    let (store, builder) = attached();
     let dir = builder.dir();
-    store.ok(&["attach", &dir.display().to_string()]);
     let mount = |name: &str| store.fails(5, &["mount", "source@HEAD", &store.path_text(name)]);
 
     // As many steps as git takes, and one more.

@@ -1,23 +1,18 @@
 //! `agentfs branch`
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::client::Client;
-use crate::commands::{call, describe, refuse_without_fuse, short};
+use crate::commands::{call, open, refuse_without_fuse, short};
 use crate::destination;
-use crate::environment::Environment;
 use crate::error::{Failure, Kind, Result};
 use crate::exec::namespace;
-use crate::layout::Layout;
 use crate::output::Output;
-use crate::progress::{Display, Meter};
 use crate::protocol::{
-    BranchCreateCall, BranchDeleteCall, BranchDeleted, BranchStatus, MountAt, Opened, Status,
-    UndeleteCall, WirePath, WorktreeStatus, method,
+    BranchCreateCall, BranchDeleteCall, BranchDeleted, BranchStatus, MountAt, Status, UndeleteCall,
+    WirePath, WorktreeStatus, method,
 };
 
 /// Arguments of `agentfs branch`.
@@ -120,33 +115,16 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
             let (name, from) = (args.name.clone(), args.from.clone());
             let mount = args.mount.at()?;
             let call = BranchCreateCall { name, from, mount, committed: false };
-            open(method::BRANCH_CREATE, &call, output)
+            open(output, method::BRANCH_CREATE, &call).map(|()| 0)
         }
         Action::List => list(output),
         Action::Delete(args) => delete(args, output),
         Action::Undelete(args) => {
             let call = UndeleteCall { branch: args.branch.clone(), mount: args.mount.at()? };
-            open(method::BRANCH_UNDELETE, &call, output)
+            open(output, method::BRANCH_UNDELETE, &call).map(|()| 0)
         }
         Action::Bind(args) => bind(args, output),
     }
-}
-
-/// Makes a branch, and prints what that has brought about.
-///
-/// # Errors
-/// Whatever keeps it from being made.
-pub fn open(method: &str, call: &impl Serialize, output: Output) -> Result<u8> {
-    let environment = Environment::read()?;
-    let layout = Layout::new(environment.store.clone());
-    let mut client = Client::connect_or_start(&layout, &environment)?;
-    let meter = Arc::new(Meter::default());
-    let display = Display::start(Arc::clone(&meter), output.json);
-    client.request_confirmed(method, call, &meter, |opened: Opened| {
-        drop(display);
-        output.result(&opened, |out| describe(out, &opened))
-    })?;
-    Ok(0)
 }
 
 #[derive(Serialize)]

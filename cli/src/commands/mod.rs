@@ -83,6 +83,23 @@ pub fn call<R: DeserializeOwned>(
     client.request(method, params, &meter)
 }
 
+/// Has the daemon make or mount something, and prints what that has brought about. It is undone if it cannot
+/// be printed.
+///
+/// # Errors
+/// As [`call`].
+pub fn open(output: Output, method: &str, params: &impl Serialize) -> Result<()> {
+    let environment = Environment::read()?;
+    let layout = Layout::new(environment.store.clone());
+    let mut client = Client::connect_or_start(&layout, &environment)?;
+    let meter = Arc::new(Meter::default());
+    let display = Display::start(Arc::clone(&meter), output.json);
+    client.request_confirmed(method, params, &meter, |opened: Opened| {
+        drop(display);
+        output.result(&opened, |out| describe(out, &opened))
+    })
+}
+
 /// Refuses to begin what would end with a mount on a machine that has no way to mount.
 ///
 /// # Errors

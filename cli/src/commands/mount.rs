@@ -1,17 +1,14 @@
 //! `agentfs mount`
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use crate::client::Client;
-use crate::commands::{describe, refuse_without_fuse};
+use crate::commands::{describe, open, refuse_without_fuse};
 use crate::daemon;
 use crate::destination;
 use crate::environment::Environment;
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::output::Output;
-use crate::progress::{Display, Meter};
 use crate::protocol::{MountAt, MountCall, Opened, WirePath, method};
 
 /// Arguments of `agentfs mount`.
@@ -37,23 +34,16 @@ pub struct Args {
 /// # Errors
 /// Whatever keeps it from being mounted; nothing is left then.
 pub fn run(args: &Args, output: Output) -> Result<u8> {
-    let environment = Environment::read()?;
-    let layout = Layout::new(environment.store.clone());
     let dir = destination::absolute(&args.dir)?;
     refuse_without_fuse("there is no other way to see the files as a directory")?;
     let at =
         MountAt { dir: WirePath(dir), read_only: args.read_only, allow_other: args.allow_other };
     let params = MountCall { what: args.what.clone(), at, exclusive: false };
-    let print = |opened: Opened| output.result(&opened, |out| describe(out, &opened));
     if args.foreground {
+        let environment = Environment::read()?;
+        let layout = Layout::new(environment.store.clone());
+        let print = |opened: Opened| output.result(&opened, |out| describe(out, &opened));
         return daemon::run_in_foreground(&layout, &environment, &params, print);
     }
-    let mut client = Client::connect_or_start(&layout, &environment)?;
-    let meter = Arc::new(Meter::default());
-    let display = Display::start(Arc::clone(&meter), output.json);
-    client.request_confirmed(method::MOUNT, &params, &meter, |opened| {
-        drop(display);
-        print(opened)
-    })?;
-    Ok(0)
+    open(output, method::MOUNT, &params).map(|()| 0)
 }

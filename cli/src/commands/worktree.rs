@@ -7,7 +7,7 @@ use std::process::Command;
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::commands::{branch, call, refuse_without_fuse, short};
+use crate::commands::{call, open, refuse_without_fuse, short};
 use crate::destination;
 use crate::error::{Failure, Kind, Result};
 use crate::output::Output;
@@ -143,14 +143,14 @@ fn add(args: &AddArgs, output: Output) -> Result<u8> {
     if let Some(name) = new {
         let from = format!("{repository}@{}", commit()?);
         let params = BranchCreateCall { name, from, committed: true, mount: Some(at) };
-        return branch::open(method::BRANCH_CREATE, &params, output);
+        return open(output, method::BRANCH_CREATE, &params).map(|()| 0);
     }
     let revision = match existing {
         Some(name) => name,
         None => commit()?,
     };
     let what = format!("{repository}@{revision}");
-    branch::open(method::MOUNT, &MountCall { what, at, exclusive: true }, output)
+    open(output, method::MOUNT, &MountCall { what, at, exclusive: true }).map(|()| 0)
 }
 
 #[derive(Serialize)]

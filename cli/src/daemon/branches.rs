@@ -51,35 +51,37 @@ pub struct Start {
 pub enum Seen {
     /// A branch that may differ from its commit, or a snapshot of one.
     Point(Box<Start>),
-    /// A commit; none in an empty repository.
-    Commit(Arc<OpenRepository>, Option<GitOid>),
+    /// A commit, or an empty repository.
+    Commit(Arc<OpenRepository>, Target),
 }
 
 impl Seen {
-    /// What `what` is now.
+    /// What `what` is now; with `committed`, a branch is its commit. The caller holds
+    /// [`Daemon::lock_names`]: what is sealed stays until it is read, or on record.
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is no such thing; what sealing a branch meets.
-    pub fn of(daemon: &Daemon, what: &str) -> Result<Self> {
-        // What is sealed stays until it is read.
-        let _names = daemon.lock_names();
-        let (repository, revision) = match From::parse(daemon, what, false)? {
-            From::Branch(branch) => {
-                let (repository, name) = (branch.repository.clone(), branch.name.clone());
-                match Start::of_branch(daemon, branch)? {
-                    Some(start) => return Ok(Self::Point(Box::new(start))),
-                    None => (repository, name),
-                }
+    pub fn of(daemon: &Daemon, what: &str, committed: bool) -> Result<Self> {
+        let (repository, revision, start) = match snapshots::named(daemon, what)? {
+            Some(snapshot) => {
+                let start = Start::of_snapshot(daemon, &snapshot)?;
+                (snapshot.repository.clone(), snapshots::reference(&snapshot), start)
             }
-            From::Snapshot(snapshot) => match Start::of_snapshot(daemon, &snapshot)? {
-                Some(start) => return Ok(Self::Point(Box::new(start))),
-                None => (snapshot.repository.clone(), snapshots::reference(&snapshot)),
-            },
-            From::Revision(repository, revision) => (repository, revision),
+            None => {
+                let (repository, revision) = target::parse(daemon, what)?;
+                let start = match committed {
+                    true => None,
+                    false => Start::of_branch(daemon, &repository, &revision)?,
+                };
+                (repository, revision, start)
+            }
         };
+        if let Some(start) = start {
+            return Ok(Self::Point(Box::new(start)));
+        }
         let repository = daemon.repositories.get(&daemon.store, &repository)?;
         let target = Target::of_revision(daemon, &repository, &revision)?;
-        Ok(Self::Commit(repository, target.commit.map(|commit| commit.id)))
+        Ok(Self::Commit(repository, target))
     }
 
     /// Its repository.
@@ -88,35 +90,6 @@ impl Seen {
             Self::Point(start) => &start.repository,
             Self::Commit(repository, _) => repository,
         }
-    }
-}
-
-/// What `from` means.
-enum From {
-    Snapshot(SnapshotRecord),
-    /// A branch that may differ from its commit.
-    Branch(Branch),
-    Revision(String, String),
-}
-
-impl From {
-    fn parse(daemon: &Daemon, from: &str, committed: bool) -> Result<Self> {
-        if let Some(snapshot) = snapshots::named(daemon, from)? {
-            return Ok(Self::Snapshot(snapshot));
-        }
-        let (repository, mut revision) = target::parse(daemon, from)?;
-        if revision.is_empty() || revision == "HEAD" {
-            let open = daemon.repositories.get(&daemon.store, &repository)?;
-            revision = Target::of_head(&*open.git()?)?.branch.unwrap_or(revision);
-        }
-        let name = revision.strip_prefix("refs/heads/").unwrap_or(&revision);
-        if let Some(branch) = daemon.store.branch(&repository, name)? {
-            let holder = daemon.worktrees.holder_of(&repository, name);
-            if !committed && (holder.is_some() || branch.git_dir.is_some()) {
-                return Ok(Self::Branch(branch));
-            }
-        }
-        Ok(Self::Revision(repository, revision))
     }
 }
 
@@ -178,23 +151,30 @@ impl Opened {
 }
 
 impl Start {
-    fn of_branch(daemon: &Daemon, branch: Branch) -> Result<Option<Self>> {
-        let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
-        let Some(opened) = open(daemon, &repository, &branch)? else { return Ok(None) };
+    /// `None` for a revision that is no branch, or a branch that is nothing but its commit.
+    fn of_branch(daemon: &Daemon, repository: &str, revision: &str) -> Result<Option<Self>> {
+        let repository = daemon.repositories.get(&daemon.store, repository)?;
+        let of_head = match revision {
+            "" | "HEAD" => Target::of_head(&*repository.git()?)?.branch,
+            _ => None,
+        };
+        let revision = of_head.as_deref().unwrap_or(revision);
+        let name = revision.strip_prefix("refs/heads/").unwrap_or(revision);
+        let Some(of) = daemon.store.branch(&repository.record.name, name)? else {
+            return Ok(None);
+        };
+        let Some(opened) = open(daemon, &repository, &of)? else { return Ok(None) };
         let point = opened.seal()?;
         let origin = opened.up.is_some().then_some(opened.worktree);
-        Ok(Some(Self { repository, of: branch, point, origin, state: opened.git_dir, saved: None }))
+        Ok(Some(Self { repository, of, point, origin, state: opened.git_dir, saved: None }))
     }
 
     fn of_snapshot(daemon: &Daemon, snapshot: &SnapshotRecord) -> Result<Option<Self>> {
         let Some(state) = &snapshot.git_state else { return Ok(None) };
         let repository = daemon.repositories.get(&daemon.store, &snapshot.repository)?;
-        while let Some(owner) = daemon.store.snapshot_waits_for(snapshot)? {
-            opening::settle(daemon, owner)?;
-        }
         let source = repository.contents(snapshot.root_oid).source().cloned();
         let base = Base::open(Arc::clone(&daemon.store), source, snapshot.root)?;
-        let point = Point::of(&daemon.store, &base, snapshot)?;
+        let point = snapshots::point(daemon, &base, snapshot)?;
         let of = Branch {
             repository: snapshot.repository.clone(),
             name: snapshot.name.clone(),
@@ -233,24 +213,10 @@ pub fn create(daemon: &Arc<Daemon>, params: &BranchCreateCall, call: &Call) -> R
     }
     // What a branch stands on stays until it is on record.
     let names = daemon.lock_names();
-    let (repository, revision) = match From::parse(daemon, &params.from, params.committed)? {
-        From::Branch(branch) => {
-            let (repository, name) = (branch.repository.clone(), branch.name.clone());
-            match Start::of_branch(daemon, branch)? {
-                Some(start) => return fork(daemon, params, &start, call, names),
-                None => (repository, name),
-            }
-        }
-        From::Snapshot(snapshot) => match Start::of_snapshot(daemon, &snapshot)? {
-            Some(start) => return fork(daemon, params, &start, call, names),
-            None => (snapshot.repository.clone(), snapshots::reference(&snapshot)),
-        },
-        From::Revision(repository, revision) => (repository, revision),
-    };
-    drop(names);
-    let repository = daemon.repositories.get(&daemon.store, &repository)?;
-    let target = Target::of_revision(daemon, &repository, &revision)?;
-    begin(daemon, params, &repository, target, call)
+    match Seen::of(daemon, &params.from, params.committed)? {
+        Seen::Point(start) => fork(daemon, params, &start, call, names),
+        Seen::Commit(repository, target) => begin(daemon, params, &repository, target, call, names),
+    }
 }
 
 /// Begins a branch at a commit.
@@ -260,15 +226,14 @@ fn begin(
     repository: &OpenRepository,
     target: Target,
     call: &Call,
+    names: MutexGuard<'_, ()>,
 ) -> Result<Answer> {
     let git = repository.git_as_it_is()?;
     let commit = target.commit.map(|commit| commit.id);
     let name = params.name.as_str();
-    let made = {
-        let _names = daemon.lock_names();
-        refuse_taken(daemon, &git, &repository.record.name, name)?;
-        Made::branch(daemon, &git, &repository.record.name, name, commit)?
-    };
+    refuse_taken(daemon, &git, &repository.record.name, name)?;
+    let made = Made::branch(daemon, &git, &repository.record.name, name, commit)?;
+    drop(names);
     let what = format!("{}@{name}", repository.record.name);
     let answer = match &params.mount {
         Some(at) => calls::mount_at(
@@ -508,16 +473,11 @@ fn remove(daemon: &Daemon, branch: &Branch, keeps_git: bool) -> Result<()> {
 /// # Errors
 /// [`Kind::Busy`] if it is mounted, [`Kind::Refused`] if the repository's HEAD is on it.
 pub fn delete(daemon: &Daemon, params: &BranchDeleteCall) -> Result<BranchDeleted> {
-    let (name, revision) = target::parse(daemon, &params.branch)?;
-    let repository = daemon.repositories.get(&daemon.store, &name)?;
-    let Some(branch) = daemon.store.branch(&name, &revision)? else {
-        return Err(Failure::new(
-            Kind::NotFound,
-            format!("{revision:?} is no branch of {name} that agentfs has on record"),
-        )
-        .hint("`agentfs branch list` lists them; a branch of git alone is removed with `git branch -d`"));
-    };
     let _names = daemon.lock_names();
+    let hint =
+        "`agentfs branch list` lists them; a branch of git alone is removed with `git branch -d`";
+    let (repository, branch) = target::recorded(daemon, &params.branch, hint)?;
+    let name = repository.record.name.clone();
     if Target::of_head(&*repository.git_as_it_is()?)?.branch.as_ref() == Some(&branch.name) {
         return Err(Failure::new(
             Kind::Refused,
@@ -572,22 +532,15 @@ pub fn remove_worktree(daemon: &Daemon, params: &WorktreeRemoveCall) -> Result<W
 /// # Errors
 /// [`Kind::NotFound`] if none of that name was removed; as [`create`].
 pub fn undelete(daemon: &Arc<Daemon>, params: &UndeleteCall, call: &Call) -> Result<Answer> {
-    let (repository, name) = match params.branch.split_once('@') {
-        Some((repository, name)) => (Some(repository), name),
-        None => (None, params.branch.as_str()),
-    };
-    let mut removed = daemon.store.all_snapshots()?;
-    removed.retain(|snapshot| {
-        snapshot.reason == SnapshotReason::Removed
-            && snapshot.name == name
-            && repository.is_none_or(|repository| snapshot.repository == repository)
-    });
+    let mut removed = snapshots::of_branch(daemon, &params.branch)?;
+    removed.retain(|snapshot| snapshot.reason == SnapshotReason::Removed);
     let Some(last) = removed.into_iter().max_by_key(|snapshot| snapshot.number) else {
+        let name = snapshots::split(&params.branch).1;
         return Err(Failure::new(Kind::NotFound, format!("no branch {name:?} was removed"))
             .hint("`agentfs snapshot list` lists what is kept of removed branches"));
     };
     let create = BranchCreateCall {
-        name: name.into(),
+        name: last.name.clone(),
         from: snapshots::id(last.number),
         mount: params.mount.clone(),
         committed: false,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use agentfs_engine::GitOid;
+use agentfs_engine::base::Base;
 use agentfs_engine::store::{Branch, SnapshotReason, SnapshotRecord, WorktreeRecord};
 use agentfs_engine::worktree::{Point, Timestamp};
 use agentfs_fuse::Stale;
@@ -169,18 +170,22 @@ fn take_of(
 /// # Errors
 /// [`Kind::NotFound`] if there is no such branch; as [`take`].
 pub fn create(daemon: &Daemon, params: &SnapshotCreateCall) -> Result<SnapshotInfo> {
-    let (name, revision) = target::parse(daemon, &params.branch)?;
-    let repository = daemon.repositories.get(&daemon.store, &name)?;
     let _names = daemon.lock_names();
-    let Some(branch) = daemon.store.branch(&name, &revision)? else {
-        return Err(Failure::new(
-            Kind::NotFound,
-            format!("{revision:?} is no branch of {name} that agentfs has on record"),
-        )
-        .hint("`agentfs branch list` lists them"));
-    };
+    let hint = "`agentfs branch list` lists them";
+    let (repository, branch) = target::recorded(daemon, &params.branch, hint)?;
     let record = take(daemon, &repository, &branch, SnapshotReason::Asked, &params.message)?;
     Ok(info(&record))
+}
+
+/// The point that a snapshot is, on `base`; what it stands on is drained first.
+///
+/// # Errors
+/// What draining and reading the store meet.
+pub fn point(daemon: &Daemon, base: &Base, snapshot: &SnapshotRecord) -> Result<Point> {
+    while let Some(owner) = daemon.store.snapshot_waits_for(snapshot)? {
+        opening::settle(daemon, owner)?;
+    }
+    Ok(Point::of(&daemon.store, base, snapshot)?)
 }
 
 /// Makes a branch what a snapshot is, files and git state; what it was before is kept as a snapshot.
@@ -226,10 +231,7 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
     let message = format!("before the restoring of {}", id(snapshot.number));
     let before =
         take_of(daemon, &repository, &branch, Some(&opened), SnapshotReason::Before, &message)?;
-    while let Some(owner) = daemon.store.snapshot_waits_for(&snapshot)? {
-        opening::settle(daemon, owner)?;
-    }
-    let point = Point::of(&daemon.store, opened.worktree.base(), &snapshot)?;
+    let point = point(daemon, opened.worktree.base(), &snapshot)?;
     let making = Making::Restore { branch: branch.number.0, snapshot: snapshot.number };
     let _note = Note::write(&daemon.layout, &making)?;
     let difference = opened.worktree.restore(&point)?;
@@ -313,7 +315,7 @@ fn complete_restore(daemon: &Daemon, branch: u64, snapshot: u64) -> Result<()> {
     let Some(state) = &snapshot.git_state else { return Ok(()) };
     let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
     let worktree = opening::worktree(daemon, &repository, &branch, None, false, None)?;
-    if worktree.seal()?.layer != snapshot.layer {
+    if worktree.is_changed_since_seal() || worktree.stands_on() != snapshot.layer {
         return Ok(());
     }
     let worktrees = daemon.store.worktrees()?;
@@ -327,21 +329,36 @@ fn complete_restore(daemon: &Daemon, branch: u64, snapshot: u64) -> Result<()> {
     Ok(())
 }
 
+/// Splits `repository@branch`; a branch alone may be of any repository, and need not exist any more.
+pub fn split(branch: &str) -> (Option<&str>, &str) {
+    match branch.split_once('@') {
+        Some((repository, name)) => (Some(repository), name),
+        None => (None, branch),
+    }
+}
+
+/// The snapshots of the branches that have, or had, this name.
+///
+/// # Errors
+/// What reading the store meets.
+pub fn of_branch(daemon: &Daemon, branch: &str) -> Result<Vec<SnapshotRecord>> {
+    let (repository, name) = split(branch);
+    let mut found = daemon.store.all_snapshots()?;
+    found.retain(|one| {
+        one.name == name && repository.is_none_or(|repository| one.repository == repository)
+    });
+    Ok(found)
+}
+
 /// The snapshots of a branch, or all, the oldest first.
 ///
 /// # Errors
 /// What reading the store meets.
 pub fn list(daemon: &Daemon, params: &SnapshotListCall) -> Result<Snapshots> {
-    let mut found = daemon.store.all_snapshots()?;
-    if let Some(branch) = &params.branch {
-        let (repository, name) = match branch.split_once('@') {
-            Some((repository, name)) => (Some(repository), name),
-            None => (None, branch.as_str()),
-        };
-        found.retain(|one| {
-            one.name == name && repository.is_none_or(|repository| one.repository == repository)
-        });
-    }
+    let mut found = match &params.branch {
+        Some(branch) => of_branch(daemon, branch)?,
+        None => daemon.store.all_snapshots()?,
+    };
     found.sort_unstable_by_key(|one| one.number);
     Ok(Snapshots { snapshots: found.iter().map(info).collect() })
 }
@@ -373,16 +390,11 @@ pub fn forget(daemon: &Daemon, snapshot: &SnapshotRecord) -> Result<()> {
     batch.remove_snapshot(snapshot);
     batch.sweep_layers()?;
     batch.commit()?;
+    let dir = daemon.layout.snapshots().join(id(snapshot.number));
+    remove_all(&dir).map_err(|error| Failure::store_io("remove", &dir, &error))?;
     let repository = daemon.repositories.get(&daemon.store, &snapshot.repository)?;
     let git = repository.git_as_it_is()?;
-    remove_rest(daemon, &git, &id(snapshot.number))
-}
-
-/// Removes what git and the file system have of a snapshot that is not on record.
-fn remove_rest(daemon: &Daemon, git: &Repository, id: &str) -> Result<()> {
-    let dir = daemon.layout.snapshots().join(id);
-    remove_all(&dir).map_err(|error| Failure::store_io("remove", &dir, &error))?;
-    let name = format!("refs/agentfs/snapshots/{id}");
+    let name = reference(snapshot);
     if let Ok(commit) = git.resolve(&name) {
         git.remove_reference(&name, &commit.id)?;
     }

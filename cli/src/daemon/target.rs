@@ -1,6 +1,7 @@
 //! What is to be mounted: from the words of the user, or from git's HEAD, to a branch of the store.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use agentfs_engine::store::Branch;
@@ -116,6 +117,20 @@ pub fn parse(daemon: &Daemon, what: &str) -> Result<(String, String)> {
         )
         .hint("name it as repository@revision; `agentfs ps` lists the repositories")),
     }
+}
+
+/// The branch that `what` names, with its repository.
+///
+/// # Errors
+/// [`Kind::NotFound`], with `hint`, if it is not on record; as [`parse`].
+pub fn recorded(daemon: &Daemon, what: &str, hint: &str) -> Result<(Arc<OpenRepository>, Branch)> {
+    let (name, revision) = parse(daemon, what)?;
+    let repository = daemon.repositories.get(&daemon.store, &name)?;
+    let branch = daemon.store.branch(&name, &revision)?.ok_or_else(|| {
+        let message = format!("{revision:?} is no branch of {name} that agentfs has on record");
+        Failure::new(Kind::NotFound, message).hint(hint)
+    })?;
+    Ok((repository, branch))
 }
 
 /// The branch that `rev` names in `repository`, if it has changes and is not mounted: it is mounted as

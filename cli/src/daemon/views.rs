@@ -47,7 +47,9 @@ impl Drop for View {
 /// [`Kind::NotFound`] if there is no such branch, snapshot or revision; whatever keeps it from being
 /// mounted.
 pub fn begin(daemon: &Daemon, params: &ViewCall) -> Result<Answer> {
-    let seen = Seen::of(daemon, &params.what)?;
+    let names = daemon.lock_names();
+    let seen = Seen::of(daemon, &params.what, false)?;
+    drop(names);
     let repository = seen.repository();
     let mut begun = ViewBegun {
         repository: repository.record.name.clone(),
@@ -57,8 +59,8 @@ pub fn begin(daemon: &Daemon, params: &ViewCall) -> Result<Answer> {
         commit: None,
     };
     let view = match &seen {
-        Seen::Commit(_, commit) => {
-            begun.commit = commit.map(|commit| commit.to_string());
+        Seen::Commit(_, target) => {
+            begun.commit = target.commit.map(|commit| commit.id.to_string());
             None
         }
         Seen::Point(start) => {

@@ -249,15 +249,14 @@ impl Batch<'_> {
         self.put_sealed(Table::Layers, layer_key(layer).to_vec(), value);
     }
 
-    /// The same of a layer that took changes up to record `drained`. If it was sealed after that, and named
-    /// by whoever stands on it, it goes on waiting.
+    /// The same of a layer whose rows are complete up to record `drained` of its outbox. If it was sealed
+    /// after that, and named by whoever stands on it, it goes on waiting.
     ///
     /// # Errors
     /// What reading the database meets.
-    pub(crate) fn put_open_layer(
+    pub(crate) fn put_drained_layer(
         &mut self,
-        layer: LayerNumber,
-        below: Option<LayerNumber>,
+        (layer, below): (LayerNumber, Option<LayerNumber>),
         last_new: u64,
         drained: Sequence,
     ) -> Result<()> {

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::fixture::{BRANCH, USER, dir, noise, open};
-use super::{NewNode, RenameMode, Timestamp, Worktree, XattrMode};
+use super::fixture::{BRANCH, USER, dir, noise, open, snapshot};
+use super::{NewNode, RenameMode, Worktree, XattrMode};
 use crate::check::tests::FakeGit;
 use crate::check::{CheckReport, Finding, check};
 use crate::id::{BranchNumber, ChunkId, Ino, LayerNumber, Sequence};
 use crate::outbox::Outbox;
 use crate::overlay::{Body, Known, Node, Overlay, Source};
 use crate::progress::{Cancel, Silent};
-use crate::store::{Batch, SnapshotReason, SnapshotRecord, Store, Table};
+use crate::store::{Batch, Store, Table};
 use crate::testing::FaultyStorage;
 
 pub(super) const NAME: &str = "demo:main";
@@ -316,22 +316,7 @@ fn what_a_snapshot_alone_has_is_verified() {
     let point = fixture.worktree.seal().unwrap();
     fixture.worktree.drain().unwrap();
     let branch = fixture.store().branches().unwrap().pop().unwrap();
-    let record = SnapshotRecord {
-        branch: BRANCH,
-        repository: branch.repository,
-        name: branch.name,
-        number: 77,
-        layer: point.layer,
-        last_new: point.last_new,
-        root: branch.root,
-        root_oid: None,
-        commit: None,
-        time: 0,
-        made: Timestamp { seconds: 0, nanoseconds: 0 },
-        reason: SnapshotReason::Asked,
-        message: String::new(),
-        git_state: None,
-    };
+    let record = snapshot(BRANCH, 77, branch.root, &point);
     assert_eq!(fixture.change(|batch| batch.put_snapshot(&record)), []);
     // The branch goes elsewhere, and the snapshot is the only one to stand there.
     let elsewhere = LayerNumber(5);

@@ -88,10 +88,10 @@ impl Worktree {
         let mut moved = Vec::new();
         let mut preparer = Preparer::new();
         let mut batch = self.clean.contents.store().batch()?;
-        for taken in &taken.layers {
-            let layer = (taken.layer, taken.below);
-            for &ino in &taken.dirty.inodes {
-                let mut node = taken.overlay.node(ino).map(copy);
+        for sealed in &taken.layers {
+            let layer = (sealed.layer, sealed.below);
+            for &ino in &sealed.dirty.inodes {
+                let mut node = sealed.overlay.node(ino).map(copy);
                 if let Some(Node { body: Body::File(extents), .. }) = &mut node
                     && extents.any_fresh()
                 {
@@ -104,19 +104,18 @@ impl Worktree {
                 }
                 done.inodes += 1;
             }
-            for (&dir, names) in &taken.dirty.names {
-                let directory = taken.overlay.directory(dir);
+            for (&dir, names) in &sealed.dirty.names {
+                let directory = sealed.overlay.directory(dir);
                 for name in names {
                     let known = directory.and_then(|directory| directory.find(name));
                     batch.put_entry(layer, dir, name, known);
                     done.names += 1;
                 }
             }
-            batch.put_layer(taken.layer, taken.below, taken.overlay.last_new());
+            batch.put_drained_layer(layer, sealed.overlay.last_new(), taken.through)?;
         }
-        if let Some(Sealed { layer, below, overlay, .. }) = taken.layers.last() {
-            batch.put_open_layer(*layer, *below, overlay.last_new(), taken.through)?;
-            batch.put_head(live.branch, *layer, taken.through);
+        if let Some(head) = taken.layers.last() {
+            batch.put_head(live.branch, head.layer, taken.through);
         }
         live.outbox.sync(taken.through)?;
         batch.commit()?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::content::Preparer;
 use crate::id::{ContentId, GitOid, HashKind, TreeId};
-use crate::store::{Batch, Branch, Repository, Store};
+use crate::store::{Batch, Branch, Repository, SnapshotReason, SnapshotRecord, Store};
 use crate::tree::{EncodedTree, Entry, TreeBuilder};
 
 pub(super) const BRANCH: BranchNumber = BranchNumber(3);
@@ -54,6 +54,31 @@ pub(super) fn base() -> Vec<(&'static str, BaseEntry)> {
 /// The directory of the store.
 pub(super) fn dir() -> PathBuf {
     "/store".into()
+}
+
+/// A snapshot of a branch at `point`, on the base `root`.
+pub(super) fn snapshot(
+    branch: BranchNumber,
+    number: u64,
+    root: TreeId,
+    point: &Point,
+) -> SnapshotRecord {
+    SnapshotRecord {
+        branch,
+        repository: "demo".into(),
+        name: "main".into(),
+        number,
+        layer: point.layer,
+        last_new: point.last_new,
+        root,
+        root_oid: None,
+        commit: None,
+        time: 0,
+        made: Timestamp { seconds: 0, nanoseconds: 0 },
+        reason: SnapshotReason::Asked,
+        message: String::new(),
+        git_state: None,
+    }
 }
 
 /// The repository of the branch.

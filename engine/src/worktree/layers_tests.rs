@@ -92,7 +92,7 @@ fn a_layer_that_was_named_meanwhile_goes_on_waiting() {
     let waits = || fixture.store().waits_for(fork).unwrap();
     assert_eq!(waits(), Some(BRANCH));
     let drained_through = |record| {
-        fixture.change(|batch| batch.put_open_layer(layer, None, 0, record).unwrap());
+        fixture.change(|batch| batch.put_drained_layer((layer, None), 0, record).unwrap());
     };
     drained_through(Sequence(point.through.0 - 1));
     assert_eq!(waits(), Some(BRANCH));

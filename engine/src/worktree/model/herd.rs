@@ -12,10 +12,10 @@ use super::{Model, View};
 use crate::base::Base;
 use crate::error::Result;
 use crate::id::{BranchNumber, Ino, LayerNumber, TreeId};
-use crate::store::{SnapshotReason, SnapshotRecord, Store};
+use crate::store::{SnapshotRecord, Store};
 use crate::testing::FaultyStorage;
-use crate::worktree::fixture::{BRANCH, base, dir, options, put};
-use crate::worktree::{Contents, Point, Timestamp, Worktree};
+use crate::worktree::fixture::{BRANCH, base, dir, options, put, snapshot};
+use crate::worktree::{Contents, Point, Worktree};
 
 /// Something random that happens to a herd. Numbers choose among what is there.
 #[derive(Clone, Debug)]
@@ -205,22 +205,8 @@ impl Herd {
     fn snapshot(&mut self, at: usize) -> Result<()> {
         let member = &self.members[at];
         let point = member.worktree().seal()?;
-        let record = SnapshotRecord {
-            repository: "demo".into(),
-            name: "main".into(),
-            branch: member.number,
-            number: self.store.new_snapshot_number(),
-            layer: point.layer,
-            last_new: point.last_new,
-            root: self.base.id(),
-            root_oid: None,
-            commit: None,
-            time: 0,
-            made: Timestamp { seconds: 0, nanoseconds: 0 },
-            reason: SnapshotReason::Asked,
-            message: String::new(),
-            git_state: None,
-        };
+        let number = self.store.new_snapshot_number();
+        let record = snapshot(member.number, number, self.base.id(), &point);
         let mut batch = self.store.batch()?;
         batch.name_point(&point)?;
         batch.put_snapshot(&record);
