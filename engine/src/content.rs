@@ -93,23 +93,47 @@ impl Preparer {
     ) -> Result<StreamedContent> {
         let mut whole = blake3::Hasher::new();
         let mut chunks = Vec::new();
-        let mut size = 0_u64;
+        let mut size = 0;
+        self.pieces(reader, &mut |chunk, piece| {
+            whole.update(piece);
+            chunks.push((chunk.id, chunk.raw_len));
+            size += piece.len() as u64;
+            sink(chunk)
+        })?;
+        Ok(StreamedContent { id: ContentId::new(*whole.finalize().as_bytes()), size, chunks })
+    }
+
+    /// The chunks of [`Preparer::stream`], for which nobody asks what they are together.
+    ///
+    /// # Errors
+    /// As [`Preparer::stream`].
+    pub(crate) fn chunks(
+        &mut self,
+        reader: &mut dyn Read,
+        sink: &mut dyn FnMut(PreparedChunk) -> Result<()>,
+    ) -> Result<()> {
+        self.pieces(reader, &mut |chunk, _| sink(chunk))
+    }
+
+    /// Hands each chunk to `sink`, with its bytes.
+    fn pieces(
+        &mut self,
+        reader: &mut dyn Read,
+        sink: &mut dyn FnMut(PreparedChunk, &[u8]) -> Result<()>,
+    ) -> Result<()> {
         let mut window = Window::default();
+        let mut first = true;
         loop {
             window.fill(reader)?;
             let bytes = window.bytes();
             if bytes.is_empty() {
-                break;
+                return Ok(());
             }
-            let piece = &bytes[..self.next_cut(bytes, chunks.is_empty())];
-            whole.update(piece);
-            let chunk = self.chunk(piece, None);
-            chunks.push((chunk.id, chunk.raw_len));
-            size += piece.len() as u64;
+            let piece = &bytes[..self.next_cut(bytes, first)];
+            first = false;
+            sink(self.chunk(piece, None), piece)?;
             window.start += piece.len();
-            sink(chunk)?;
         }
-        Ok(StreamedContent { id: ContentId::new(*whole.finalize().as_bytes()), size, chunks })
     }
 
     /// The length of the next chunk, given the rest of the content or [`CHUNK_MAX`] of it.

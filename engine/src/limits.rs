@@ -53,10 +53,12 @@ pub const WRITER_BATCH_PAYLOAD_BYTES: u64 = 128 << 20;
 pub const OUTBOX_HEAD_BYTES_MAX: usize = 1 << 20;
 /// Longest body of an outbox record in bytes: the file data of one write.
 pub const OUTBOX_BODY_BYTES_MAX: usize = 16 << 20;
-/// Bytes of an outbox from which on it is drained without delay.
-pub const OUTBOX_DRAIN_BYTES: u64 = 32 << 20;
-/// Bytes of an outbox from which on a change waits for a drain.
-pub const OUTBOX_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of an outbox from which on it is drained without delay. A drain takes the processors and the
+/// device from whoever writes: with 32 MiB, a gigabyte took three times as long to write.
+pub const OUTBOX_DRAIN_BYTES: u64 = 1 << 30;
+/// Bytes of an outbox from which on a change waits for a drain. So many can be read back and verified in
+/// about a second when the branch is opened.
+pub const OUTBOX_BYTES_MAX: u64 = 2 << 30;
 /// Length in bytes at which an outbox segment is closed and the next one begun. Appending is as
 /// fast with 64 as with 256 MiB and slower with 16; a smaller segment is trimmed sooner.
 pub const OUTBOX_SEGMENT_BYTES_MAX: u64 = 64 << 20;
@@ -65,3 +67,8 @@ pub const OUTBOX_RESERVE_BYTES_MIN: u64 = 64 << 10;
 /// Most bytes for which an outbox segment reserves room beyond what a record needs. Reserving 1 MiB
 /// at a time costs no measurable time; 4 and 16 MiB cost no less and keep more from others.
 pub const OUTBOX_RESERVE_BYTES_MAX: u64 = 1 << 20;
+/// Most bytes that are appended between two syncs of an outbox while they count as small.
+pub const OUTBOX_SYNC_LITTLE_BYTES: u64 = 16 << 10;
+/// Bytes of zeros that are written ahead of small syncs at a time, so that there is one for 16 of the
+/// largest of them at least.
+pub const OUTBOX_ZEROS_BYTES: usize = 256 << 10;

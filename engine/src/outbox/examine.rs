@@ -3,7 +3,9 @@
 //! The files are opened first and read afterwards. What is appended meanwhile lies beyond the lengths
 //! that were found, and what is trimmed meanwhile stays readable. Every segment but the newest is
 //! complete when it is listed, since a segment is begun after the one before it was closed; a record
-//! that is just being written looks like the torn end of the log.
+//! that is just being written looks like the torn end of the log. It may be written over zeros that
+//! were there before, and followed by others that state it to be durable: what is missing is looked
+//! for once more before it counts as damage.
 
 use std::io::ErrorKind;
 use std::path::Path;

@@ -13,8 +13,14 @@ use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Position};
 use super::segment::{Place, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_name};
 use crate::error::{Error, Result, is_full};
 use crate::id::Sequence;
-use crate::limits::{OUTBOX_RESERVE_BYTES_MAX, OUTBOX_RESERVE_BYTES_MIN};
+use crate::limits::{
+    OUTBOX_RESERVE_BYTES_MAX, OUTBOX_RESERVE_BYTES_MIN, OUTBOX_SYNC_LITTLE_BYTES,
+    OUTBOX_ZEROS_BYTES,
+};
 use crate::storage::{File, Storage};
+
+/// What a file is filled with ahead of its frames.
+static ZEROS: [u8; OUTBOX_ZEROS_BYTES] = [0; OUTBOX_ZEROS_BYTES];
 
 /// Why a record was not written.
 #[derive(Debug)]
@@ -55,6 +61,12 @@ struct Active {
     salt: u32,
     /// The length up to which room is reserved.
     reserved: u64,
+    /// The length up to which the file was written, if only with zeros.
+    written: u64,
+    /// Where the last frame ended when the last sync began.
+    synced: u64,
+    /// Whether little was appended between the last two syncs.
+    syncs_little: bool,
 }
 
 /// What one sync has to do.
@@ -187,7 +199,9 @@ impl Log {
         let first = self.last.next();
         let segment = Arc::new(Segment::new(number, path, file));
         let kept = Kept { segment, first, end: 0, unsynced: true, rewrite_from: None };
-        let mut active = Active { kept, salt, reserved: 0 };
+        let synced = SEGMENT_HEADER_BYTES as u64;
+        let mut active =
+            Active { kept, salt, reserved: 0, written: 0, synced, syncs_little: false };
         let header = SegmentHeader { number, first, durable, salt };
         if let Err(fault) = active.write_header(&header, self.segment_bytes_max) {
             // What stays of it holds no record: recovery removes it.
@@ -198,7 +212,11 @@ impl Log {
     }
 
     /// What a sync of everything appended so far has to do.
-    pub(super) fn unsynced(&self) -> Unsynced {
+    pub(super) fn unsynced(&mut self) -> Unsynced {
+        let limit = self.segment_bytes_max;
+        if let Some(active) = &mut self.active {
+            active.write_ahead(limit);
+        }
         let file = |kept: &Kept, closed| UnsyncedFile {
             segment: Arc::clone(&kept.segment),
             end: kept.end,
@@ -245,6 +263,25 @@ impl Active {
         written.map_err(|error| Fault::of_write(segment, "append to", error))?;
         self.kept.end = SEGMENT_HEADER_BYTES as u64;
         Ok(())
+    }
+
+    /// Where many syncs cover little each, fills the file with zeros some way ahead. A sync of bytes that
+    /// lie there has no length and no block to save beside them, which costs a journal a commit of its
+    /// own. To recovery zeros are what a torn write leaves: no frame.
+    fn write_ahead(&mut self, limit: u64) {
+        let end = self.kept.end;
+        let little = end - self.synced <= OUTBOX_SYNC_LITTLE_BYTES;
+        let often = std::mem::replace(&mut self.syncs_little, little) && little;
+        self.synced = end;
+        let wanted = end + ZEROS.len() as u64;
+        if !often || self.written > end + OUTBOX_SYNC_LITTLE_BYTES || wanted > limit {
+            return;
+        }
+        // Nothing depends on it. What is wrong with the file, the next append or the sync will meet.
+        let file = Arc::clone(&self.kept.segment.file);
+        if self.reserve(wanted, limit).is_ok() && file.write_at(end, &ZEROS).is_ok() {
+            self.written = wanted;
+        }
     }
 
     /// Sees to it that writing up to `end` cannot fail for lack of room, now or when the kernel

@@ -54,6 +54,11 @@ impl<'a> Reader<'a> {
         Self { file, segment, len, at, buffer: Vec::new(), start: 0, head: Vec::new() }
     }
 
+    /// The same, but the next frame begins at `offset`.
+    pub(super) fn at(self, offset: u64) -> Self {
+        Self { at: offset, ..self }
+    }
+
     /// Where the next frame begins.
     pub(super) fn offset(&self) -> u64 {
         self.at

@@ -287,7 +287,7 @@ impl<'a> Walk<'a> {
         let headless = self.candidates.iter().skip(read).find(|after| after.header.is_none());
         let missing = self.stop.as_ref().map_or(self.next, |stop| stop.missing);
         let follows = self.stop.is_some() || headless.is_some();
-        if Verdict::of(follows, missing, self.stated) != Verdict::Damaged {
+        if Verdict::of(follows, missing, self.stated) != Verdict::Damaged || self.was_the_end()? {
             return Ok(());
         }
         // The first place that is not as it should be.
@@ -306,6 +306,18 @@ impl<'a> Walk<'a> {
         };
         let why = format!("{why}, and record {} was durable", self.stated);
         Err(damaged_record(segment, offset, missing, &why))
+    }
+
+    /// Whether the record that was missing is there now: the log is being written, over zeros that were
+    /// there before, and what states it to be durable came after it.
+    fn was_the_end(&self) -> Result<bool> {
+        let Some(stop) = &self.stop else { return Ok(false) };
+        let candidate = &self.candidates[stop.index];
+        let Some(header) = candidate.header.filter(|_| stop.offset > 0) else { return Ok(false) };
+        let segment = &candidate.segment;
+        let mut reader = Reader::new(&*segment.file, segment.number, candidate.len).at(stop.offset);
+        let found = reader.next(stop.missing, header.salt);
+        Ok(matches!(found.map_err(|error| segment.error("read", error))?, Found::Frame(_)))
     }
 
     /// Cuts and removes what is not part of the log; the segments that are. Nothing depends on when

@@ -402,7 +402,7 @@ fn a_damaged_outbox_is_reported_with_its_place_and_left_as_it_is() {
     // The end of the log may be torn.
     fixture.storage.tamper(&path, |bytes| {
         *bytes = whole;
-        let last = bytes.len() - 1;
+        let last = bytes.iter().rposition(|&byte| byte != 0).expect("the end of a record");
         bytes[last] ^= 1;
     });
     let report = fixture.report();

@@ -134,7 +134,7 @@ impl Worktree {
             let mut reader =
                 RangeReader { worktree: self, extents, at: range.start, end: range.end };
             let mut chunks = Vec::new();
-            preparer.stream(&mut reader, &mut |chunk| {
+            preparer.chunks(&mut reader, &mut |chunk| {
                 chunks.push((chunk.id, chunk.raw_len));
                 batch.put_chunk(&chunk)
             })?;

@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
+use crate::limits::{OUTBOX_SYNC_LITTLE_BYTES, OUTBOX_ZEROS_BYTES};
 
 const THREADS: usize = 8;
 const ROUNDS: usize = 100;
@@ -35,6 +36,38 @@ fn a_lone_caller_pays_one_sync_of_a_file_and_none_of_a_directory_after_the_first
     let counters = outbox.counters();
     assert_eq!((counters.file_syncs, counters.dir_syncs), (6, 4), "the new segment has a name");
     assert_eq!(storage.syncs(), 10);
+}
+
+#[test]
+fn many_small_syncs_find_their_place_written_before() {
+    let storage = FaultyStorage::new();
+    let (dir, none) = (Path::new(DIR), Sequence::NONE);
+    let outbox = Outbox::open(Arc::new(storage.clone()), dir, none, &mut |_| Ok(())).unwrap();
+    let len = || storage.contents(&path(1)).map_or(0, |bytes| bytes.len());
+    // By how many bytes the file grows when a record of so many is appended, and when it is synced.
+    let step = |body: usize| {
+        let before = len();
+        outbox.append(b"head", &[&vec![7; body]]).unwrap();
+        let appended = len();
+        outbox.sync(outbox.last()).unwrap();
+        (appended - before, len() - appended)
+    };
+    for large in [100 << 10, 100, 100 << 10, 100] {
+        assert_eq!(step(large).1, 0, "one small sync between large ones");
+    }
+    assert_eq!(step(100).1, OUTBOX_ZEROS_BYTES, "the second in a row");
+    for _ in 0..OUTBOX_ZEROS_BYTES / OUTBOX_SYNC_LITTLE_BYTES as usize - 2 {
+        assert_eq!(step(OUTBOX_SYNC_LITTLE_BYTES as usize - 100), (0, 0), "its place is there");
+    }
+    let count = outbox.last().0;
+    drop(outbox);
+    let (mut found, crashed) = (0, Arc::new(storage.after_crash(1)));
+    let mut replay = |record: Replayed<'_>| {
+        found = record.sequence.0;
+        Ok(())
+    };
+    Outbox::open(crashed, dir, none, &mut replay).unwrap();
+    assert_eq!(found, count, "zeros are no damage");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Position, checksum};
 use super::recovery::{SegmentRow, Verdict};
 use super::segment::{Header, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::*;
+use crate::limits::OUTBOX_ZEROS_BYTES;
 
 /// What an opening comes to: the last record, or the damage.
 fn outcome(storage: &FaultyStorage, drained: u64) -> Result<u64, String> {
@@ -316,6 +317,33 @@ fn a_tail_of_zeros_or_noise_is_cut() {
         storage.tamper(&path(1), |bytes| bytes.extend_from_slice(&tail));
         assert_eq!(outcome(&storage, 0), Ok(3));
     }
+}
+
+/// F5, V2: what states that a record was durable came after the record was looked for.
+#[test]
+fn what_is_written_over_zeros_while_it_is_examined_is_no_damage() {
+    let storage = FaultyStorage::new();
+    let dir = Path::new(DIR);
+    let backing = Arc::new(storage.clone());
+    let outbox = Outbox::open(backing, dir, Sequence::NONE, &mut |_| Ok(())).unwrap();
+    let synced = move || {
+        append(&outbox).unwrap();
+        outbox.sync(outbox.last()).unwrap();
+    };
+    (0..3).for_each(|_| synced());
+    let len = storage.contents(&path(1)).unwrap().len();
+    assert!(len > OUTBOX_ZEROS_BYTES, "zeros follow");
+    let examination = Examination::begin(&storage, dir).unwrap().unwrap();
+    // Once for the records, and once more for what is behind them.
+    let later = storage.clone();
+    storage.at_next_read(".obx", move || {
+        later.at_next_read(".obx", move || (0..2).for_each(|_| synced()));
+    });
+    let examined = examination.read(Sequence::NONE, &mut |_| Ok(())).unwrap();
+    assert_eq!(examined.records, 3);
+    let examined = examination.read(Sequence::NONE, &mut |_| Ok(())).unwrap();
+    assert_eq!((examined.records, examined.bytes), (5, len as u64));
+    storage.forget_hooks();
 }
 
 /// F5.
