@@ -95,6 +95,24 @@ impl TestStore {
         self.home = home;
     }
 
+    /// Mounts a file system in memory with the `options` of mount(8), or mounts it anew with others, and
+    /// moves the store there. Returns where it is. Needs root.
+    ///
+    /// # Panics
+    /// If it cannot be mounted.
+    pub fn set_medium(&mut self, options: &str) -> PathBuf {
+        let medium = self.path("medium");
+        let mut mount = Command::new("mount");
+        match fs::create_dir(&medium) {
+            Ok(()) => mount.args(["-t", "tmpfs", "-o", options, "none"]),
+            Err(_) => mount.args(["-o", &format!("remount,{options}")]),
+        };
+        let mounted = mount.arg(&medium).status().expect("mount can be run");
+        assert!(mounted.success(), "mount {options:?}");
+        self.home = medium.join("store");
+        medium
+    }
+
     /// Has agentfs and what [`TestStore::program`] runs use `path` as the user's git configuration.
     pub fn set_git_config(&mut self, path: PathBuf) {
         self.git_config = path;

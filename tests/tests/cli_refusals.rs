@@ -125,7 +125,7 @@ fn a_store_that_cannot_be_written_is_told() {
     // Root may write everywhere but to a file system that is mounted read-only.
     let mut store = TestStore::new();
     let source = source(&store);
-    let medium = medium(&mut store, "ro,size=1m");
+    let medium = store.set_medium("ro,size=1m");
     let clone = ["clone", "--no-mount", &text(source.dir())];
     let said = store.fails(6, &clone);
     assert!(said.contains("read-only") || said.contains("Read-only"), "{said}");
@@ -140,10 +140,10 @@ fn a_store_that_can_no_longer_be_written_is_told_and_works_when_it_can() {
     }
     let mut store = TestStore::new();
     let source = source(&store);
-    medium(&mut store, "rw,size=16m");
+    store.set_medium("rw,size=16m");
     let dir = store.clone(source.dir(), "worktree");
     store.ok(&["daemon", "stop"]);
-    medium(&mut store, "ro");
+    store.set_medium("ro");
     let before = tree::read(store.home());
     let new = store.path_text("new");
     let dir = text(&dir);
@@ -162,7 +162,7 @@ fn a_store_that_can_no_longer_be_written_is_told_and_works_when_it_can() {
     assert_eq!(tree::read(store.home()), before);
     assert!(!Path::new(&new).exists());
     assert_eq!(store.daemon(), None);
-    medium(&mut store, "rw");
+    store.set_medium("rw");
     store.ok(&["ps"]);
     assert_eq!(fs::read_to_string(Path::new(&dir).join("a")).unwrap(), "one");
     store.ok(&["fsck"]);
@@ -212,21 +212,6 @@ fn noise(store: &TestStore) -> fixture::Builder {
     large
 }
 
-/// Mounts a file system in memory, or changes its size, and moves the store there.
-fn medium(store: &mut TestStore, options: &str) -> PathBuf {
-    let medium = store.path("medium");
-    let mounted = fs::create_dir(&medium).is_err();
-    let mut mount = std::process::Command::new("mount");
-    mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(&medium);
-    if mounted {
-        mount = std::process::Command::new("mount");
-        mount.args(["-o", &format!("remount,{options}")]).arg(&medium);
-    }
-    assert!(mount.status().unwrap().success());
-    store.set_home(medium.join("store"));
-    medium
-}
-
 #[test]
 fn a_full_disk_is_told_and_the_store_works_when_there_is_room() {
     if !fuse_available() || !mounts::is_root() {
@@ -235,7 +220,7 @@ fn a_full_disk_is_told_and_the_store_works_when_there_is_room() {
     let mut store = TestStore::new();
     let small = source(&store);
     let large = noise(&store);
-    medium(&mut store, "size=5m");
+    store.set_medium("size=5m");
     store.clone(small.dir(), "small");
     let daemon = store.daemon();
     let said = store.fails(6, &["clone", "--wait", &text(large.dir()), &store.path_text("new")]);
@@ -244,7 +229,7 @@ fn a_full_disk_is_told_and_the_store_works_when_there_is_room() {
     let listed = store.json(&["ps"]);
     assert_eq!(listed["repositories"].as_array().unwrap().len(), 1, "{listed}");
     assert_eq!(fs::read_to_string(store.path("small/a")).unwrap(), "one");
-    medium(&mut store, "size=64m");
+    store.set_medium("size=64m");
     store.ok(&["clone", "--wait", &text(large.dir()), &store.path_text("new")]);
     assert_eq!(git(&store.path("new"), &["status", "--porcelain"]), "");
     store.ok(&["fsck"]);
@@ -258,7 +243,7 @@ fn an_ingest_that_finds_the_disk_full_goes_on_when_there_is_room() {
     }
     let mut store = TestStore::new();
     let large = noise(&store);
-    let medium = medium(&mut store, "size=32m");
+    let medium = store.set_medium("size=32m");
     store.ok(&["daemon", "start"]);
     let daemon = store.daemon();
     // The ingest begins when the answer is confirmed: by then the disk is full.
