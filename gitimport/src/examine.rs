@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 
 use agentfs_engine::base::Location;
 use agentfs_engine::worktree::{Attributes, Timestamp, Worktree};
-use agentfs_engine::{GitOid, HashKind, Ino};
+use agentfs_engine::{GitOid, HashKind};
 
 use crate::index::recorded_size;
 use crate::index_entries::{IndexEntry, each};
 use crate::limits::{GIT_FILE_BYTES_MAX, INDEX_BYTES_MAX};
 use crate::object::to_gix_kind;
+use crate::racy;
 
 /// A git directory of a worktree.
 #[derive(Clone, Copy)]
@@ -29,6 +30,8 @@ pub struct Examined<'a> {
     pub common_dir: &'a Path,
     /// The hash algorithm of the repository.
     pub hash: HashKind,
+    /// The branch that it was made for.
+    pub branch: &'a str,
     /// Where the worktree is mounted, if it is.
     pub dir: Option<&'a Path>,
     /// What is mounted, with the time of what was never changed, in seconds.
@@ -77,6 +80,15 @@ pub enum Finding {
         /// Which fields differ.
         fields: String,
     },
+    /// The index is believed of a file that was changed in the second that it states.
+    Unnoticed {
+        /// The index.
+        index: PathBuf,
+        /// The file, relative to the worktree.
+        file: String,
+        /// The second, since the epoch.
+        second: u32,
+    },
 }
 
 impl fmt::Display for Finding {
@@ -91,6 +103,11 @@ impl fmt::Display for Finding {
             Self::WrongStat { index, file, fields } => write!(
                 f,
                 "{}: the stat data of the unchanged file {file:?} differ in {fields}",
+                index.display()
+            ),
+            Self::Unnoticed { index, file, .. } => write!(
+                f,
+                "{}: {file:?} was changed again within a second, which git does not notice",
                 index.display()
             ),
         }
@@ -116,6 +133,9 @@ impl Examined<'_> {
             Some(name) if gix::validate::reference::name(name.into()).is_err() => {
                 "it leads to what cannot be the name of a reference"
             }
+            Some(name) if self.is_flipped(name) => {
+                "it leads to a branch that does not exist, one bit away from the one that does"
+            }
             Some(_) => return,
             None if head.len() == 2 * self.hash.len() && head.iter().all(u8::is_ascii_hexdigit) => {
                 return;
@@ -123,6 +143,25 @@ impl Examined<'_> {
             None => "it is neither a reference nor an object id",
         };
         report.findings.push(Finding::BadFile { path, why: why.into() });
+    }
+
+    /// Whether a reference is that of no branch and in one bit other than the branch of the worktree. One
+    /// without a commit is no error: `git switch --orphan` makes such.
+    fn is_flipped(&self, name: &[u8]) -> bool {
+        let own = format!("refs/heads/{}", self.branch);
+        let differ =
+            name.iter().zip(own.as_bytes()).map(|(left, right)| (left ^ right).count_ones());
+        if name.len() != own.len() || differ.sum::<u32>() != 1 {
+            return false;
+        }
+        let found = gix::open(self.common_dir).map(|repository| {
+            let find = |name: &[u8]| {
+                let name = gix::bstr::BStr::new(name);
+                repository.try_find_reference(name).is_ok_and(|found| found.is_some())
+            };
+            !find(name) && find(own.as_bytes())
+        });
+        found.unwrap_or(false)
     }
 
     fn check_links(&self, report: &mut Report) {
@@ -148,25 +187,38 @@ impl Examined<'_> {
 
     fn check_index(&self, report: &mut Report) {
         let path = self.git_dir.join("index");
-        let bytes = match read(&path, INDEX_BYTES_MAX) {
-            Ok(Some(bytes)) => bytes,
-            // An empty repository has none.
-            Ok(None) => return,
-            Err(why) => return report.findings.push(Finding::BadFile { path, why }),
-        };
-        let body = match verified(&bytes, self.hash) {
-            Ok(body) => body,
-            Err(why) => return report.findings.push(Finding::BadFile { path, why }),
-        };
-        let read = each(body, self.hash, |entry| {
+        let index_time = racy::time_of(&path).unwrap_or_default();
+        let read = each_of(&path, self.hash, &mut |entry| {
             report.entries += 1;
-            if let Some((worktree, time)) = self.worktree {
-                compare(&path, &entry, worktree, time, report);
+            let Some((worktree, time)) = self.worktree else { return };
+            compare(&path, &entry, worktree, time, report);
+            if racy::unnoticed(&entry, worktree, time, index_time).is_some() {
+                let file = String::from_utf8_lossy(&entry.path).into_owned();
+                let (index, second) = (path.clone(), entry.mtime.0);
+                report.findings.push(Finding::Unnoticed { index, file, second });
             }
         });
         if let Err(why) = read {
             report.findings.push(Finding::BadFile { path, why });
         }
+    }
+}
+
+/// What is wrong with the index at `path`, which belongs to nothing that is mounted.
+pub(crate) fn check_index_file(path: &Path, hash: HashKind) -> Option<Finding> {
+    let why = each_of(path, hash, &mut |_| {}).err()?;
+    Some(Finding::BadFile { path: path.to_owned(), why })
+}
+
+/// Calls `visit` with each entry of the index at `path`. An empty repository has none.
+pub(crate) fn each_of(
+    path: &Path,
+    hash: HashKind,
+    visit: &mut dyn FnMut(IndexEntry),
+) -> Result<(), String> {
+    match read(path, INDEX_BYTES_MAX)? {
+        Some(bytes) => each(verified(&bytes, hash)?, hash, visit),
+        None => Ok(()),
     }
 }
 
@@ -196,14 +248,7 @@ fn compare(index: &Path, entry: &IndexEntry, worktree: &Worktree, time: i64, rep
 
 /// The attributes and the object of a file that the branch has not changed.
 fn unchanged(worktree: &Worktree, time: i64, path: &[u8]) -> Option<(Attributes, GitOid)> {
-    let mut dir = Ino::ROOT;
-    let mut found = None;
-    for name in path.split(|byte| *byte == b'/') {
-        let attributes = worktree.lookup(dir, name).ok()??;
-        dir = attributes.ino;
-        found = Some(attributes);
-    }
-    let attributes = found?;
+    let attributes = racy::find(worktree, path)?;
     let of_base = Timestamp { seconds: time, nanoseconds: 0 };
     // Whatever changes an inode sets this time to now.
     if attributes.ino.is_new() || attributes.changed != of_base {
@@ -246,7 +291,7 @@ fn line_of(path: &Path, report: &mut Report) -> Option<Vec<u8>> {
 }
 
 /// The bytes of a file; `None` if there is none.
-fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, String> {
+pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, String> {
     let file = match File::open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(|error| error.to_string())?,
@@ -321,6 +366,7 @@ mod tests {
                 git_dir: &self.git_dir,
                 common_dir: &self.common,
                 hash: HashKind::Sha1,
+                branch: "main",
                 dir: Some(&self.dir),
                 worktree: Some((&self.worktree, TIME)),
             }

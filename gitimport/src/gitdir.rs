@@ -113,7 +113,7 @@ impl NewGitDir<'_> {
 }
 
 /// What leads from the git directory to the `.git` file of its worktree.
-fn back_link(worktree: &Path) -> Vec<u8> {
+pub(crate) fn back_link(worktree: &Path) -> Vec<u8> {
     let mut back = worktree.join(".git").into_os_string().into_vec();
     back.push(b'\n');
     back

@@ -16,13 +16,14 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::limits::{GIT_FILE_BYTES_MAX, STATE_DEPTH_MAX};
 use crate::repository::Repository;
+use crate::saved::{DIGESTS, write_digests};
 use crate::transport;
 
 /// Files that say to what an operation in progress is to return, and what a branch begins with there.
 const RETURNS_TO: [(&str, &str); 3] =
     [("rebase-merge/head-name", HEADS), ("rebase-apply/head-name", HEADS), ("BISECT_START", "")];
-/// What says where a git directory belongs, and is not carried.
-const OWN: [&str; 4] = ["HEAD", "commondir", "gitdir", "locked"];
+/// What says where a git directory belongs, or what was saved of one, and is not carried.
+const OWN: [&str; 5] = ["HEAD", "commondir", "gitdir", "locked", DIGESTS];
 /// How the name of a file ends that is being carried.
 const ASIDE: &str = ".agentfs-new";
 const HEADS: &str = "refs/heads/";
@@ -117,6 +118,7 @@ pub fn save(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).map_err(|error| Error::io("create", to, error))?;
     let saved = carry(from, to, None)
         .and_then(|()| carry_file(&from.join("HEAD"), &to.join("HEAD"), false))
+        .and_then(|()| write_digests(to))
         .and_then(|()| files::sync_tree(to))
         .and_then(|_| to.parent().map_or(Ok(0), files::sync));
     saved.map(drop).inspect_err(|_| drop(fs::remove_dir_all(to)))

@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -261,6 +262,46 @@ fn what_a_killed_daemon_has_acknowledged_is_there() {
         }
     }
     git(&mounted, &["fsck", "--full"]);
+}
+
+/// git compares times by the second. It looks at files of the second in which it wrote its index before it writes
+/// another; when the worktree is gone by then, it cannot.
+#[test]
+fn git_sees_what_changed_within_a_second_when_the_daemon_was_killed_then() {
+    if !fuse_available() {
+        return;
+    }
+    let store = TestStore::new();
+    let builder = Builder::new(&store.path("source"));
+    builder.file("file", "x").commit("one");
+    let mounted = store.clone(builder.dir(), "mounted");
+    let file = mounted.join("file");
+    let second = || file.metadata().expect("it is there").mtime();
+    let mut turn = 0;
+    loop {
+        fs::write(&file, format!("a{turn:09}")).expect("it can be written");
+        let first = second();
+        git(&mounted, &["commit", "--quiet", "--all", "-m", "more"]);
+        fs::write(&file, format!("b{turn:09}")).expect("it can be written");
+        if second() == first {
+            break;
+        }
+        turn += 1;
+        assert!(turn < 100, "it is never fast enough");
+    }
+    let git_dir = git(&mounted, &["rev-parse", "--absolute-git-dir"]);
+    let blob = git(&mounted, &["rev-parse", "HEAD:file"]);
+    store.kill_daemon();
+    thread::sleep(Duration::from_millis(1100));
+    // It writes the index anew.
+    let (git_dir, tree) =
+        (format!("--git-dir={git_dir}"), format!("--work-tree={}", mounted.display()));
+    let info = format!("100644,{blob},other");
+    git(&store.path(""), &[&git_dir, &tree, "update-index", "--add", "--cacheinfo", &info]);
+    store.ok(&["status"]);
+    let said = git(&mounted, &["status", "--porcelain", "file"]);
+    assert_eq!(said.trim(), "M file");
+    store.ok(&["fsck"]);
 }
 
 #[test]

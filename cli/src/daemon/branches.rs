@@ -11,6 +11,7 @@ use agentfs_engine::store::{Branch, SnapshotReason, SnapshotRecord, WorktreeReco
 use agentfs_engine::worktree::{Point, Worktree};
 use agentfs_gitimport::gitdir::{self, NewGitDir, WorktreeHead};
 use agentfs_gitimport::repository::Repository;
+use agentfs_gitimport::saved;
 use agentfs_gitimport::state::ForkHead;
 use agentfs_gitimport::walk::ImportedTrees;
 use tracing::warn;
@@ -188,6 +189,7 @@ impl Start {
             git_dir: None,
         };
         let state = daemon.layout.snapshots().join(state);
+        saved::verify(&state)?;
         let saved = repository.git()?.resolve(&snapshots::reference(snapshot)).ok();
         let saved = saved.map(|commit| commit.id);
         Ok(Some(Self { repository, of, point, origin: None, state, saved }))

@@ -8,6 +8,8 @@ use agentfs_engine::repair::plan;
 use agentfs_engine::store::{Branch, Repository, WorktreeRecord};
 use agentfs_fuse::MountState;
 use agentfs_gitimport::examine::Examined;
+use agentfs_gitimport::mend::{Step, mend_saved};
+use agentfs_gitimport::saved;
 use agentfs_gitimport::verify::Verifier;
 
 use crate::daemon::rpc::Call;
@@ -28,9 +30,17 @@ const REPAIRS_MAX: usize = 512;
 /// What keeps the store from being read at all. Damage is no error.
 pub fn check(daemon: &Daemon, call: &Call) -> Result<Checked> {
     let report = checked(daemon, call)?;
-    let mut worktrees = check_worktrees(daemon)?;
-    check_snapshots(daemon, &mut worktrees.findings)?;
-    Ok(answer(&report, worktrees))
+    Ok(answer(&report, beside(daemon)?))
+}
+
+/// What is wrong with what is beside the store, and what can be done about it.
+///
+/// # Errors
+/// What asking for the mounts meets.
+pub fn beside(daemon: &Daemon) -> Result<Beside> {
+    let mut done = check_worktrees(daemon)?;
+    check_snapshots(daemon, &mut done)?;
+    Ok(done)
 }
 
 /// What is wrong with the store itself.
@@ -55,17 +65,22 @@ fn is_mounting(daemon: &Daemon) -> bool {
 
 /// What was verified beside the store.
 #[derive(Default)]
-struct Worktrees {
+pub struct Beside {
     /// Worktrees on record.
     worktrees: u64,
     /// Entries of their indexes.
     entries: u64,
     findings: Vec<String>,
+    /// What can be done, in this order.
+    pub steps: Vec<Step>,
 }
 
-fn answer(report: &CheckReport, worktrees: Worktrees) -> Checked {
-    let damaged = report.findings.len() + worktrees.findings.len();
-    let findings = report.findings.iter().map(ToString::to_string).chain(worktrees.findings);
+fn answer(report: &CheckReport, beside: Beside) -> Checked {
+    let damaged = report.findings.len() + beside.findings.len();
+    let findings = report.findings.iter().map(ToString::to_string).chain(beside.findings);
+    let repairs = plan(&report.findings);
+    let repairs = repairs.iter().map(ToString::to_string);
+    let repairs = repairs.chain(beside.steps.iter().map(ToString::to_string)).take(REPAIRS_MAX);
     let findings = findings.take(Checked::FINDINGS_MAX).map(|mut text| {
         while text.len() > FINDING_BYTES_MAX {
             text.pop();
@@ -82,18 +97,18 @@ fn answer(report: &CheckReport, worktrees: Worktrees) -> Checked {
         inodes: report.inodes,
         names: report.names,
         records: report.records,
-        worktrees: worktrees.worktrees,
-        index_entries: worktrees.entries,
+        worktrees: beside.worktrees,
+        index_entries: beside.entries,
         damaged: damaged as u64,
         findings: findings.collect(),
-        repairs: plan(&report.findings).iter().take(REPAIRS_MAX).map(ToString::to_string).collect(),
+        repairs: repairs.collect(),
     }
 }
 
 /// Verifies that what is on record is mounted where it says, and every git directory. Records that
 /// cannot be read were reported with the tables.
-fn check_worktrees(daemon: &Daemon) -> Result<Worktrees> {
-    let mut done = Worktrees::default();
+fn check_worktrees(daemon: &Daemon) -> Result<Beside> {
+    let mut done = Beside::default();
     let (Ok(branches), Ok(repositories)) = (daemon.store.branches(), daemon.store.repositories())
     else {
         return Ok(done);
@@ -120,43 +135,44 @@ fn check_worktrees(daemon: &Daemon) -> Result<Worktrees> {
         if let (Some(branch), Some(repository)) = (branch, repository) {
             let worktree = up.as_ref().map(|up| (&*up.worktree, branch.time));
             let dir = Some(record.dir.as_path());
-            let git_dir = &record.git_dir;
-            done.examine(repository, Examined { worktree, ..examined(git_dir, repository, dir) });
+            let examined = examined(&record.git_dir, repository, branch, dir);
+            done.examine(repository, Examined { worktree, ..examined });
         }
     }
     for branch in &branches {
         if let (Some(kept), Some(repository)) = (&branch.git_dir, repository(&branch.repository))
             && daemon.worktrees.holder_of(&branch.repository, &branch.name).is_none()
         {
-            done.examine(repository, examined(kept, repository, None));
+            done.examine(repository, examined(kept, repository, branch, None));
         }
     }
     Ok(done)
 }
 
-/// Verifies that what snapshots have outside the store is there. Records that cannot be read were reported
-/// with the tables.
-fn check_snapshots(daemon: &Daemon, findings: &mut Vec<String>) -> Result<()> {
+/// Verifies what snapshots have outside the store. Records that cannot be read were reported with the tables.
+fn check_snapshots(daemon: &Daemon, done: &mut Beside) -> Result<()> {
     for snapshot in daemon.store.all_snapshots().unwrap_or_default() {
         let id = snapshots::id(snapshot.number);
-        let mut wrong = Vec::new();
-        if let Some(state) = &snapshot.git_state {
-            let head = daemon.layout.snapshots().join(state).join("HEAD");
-            if !head.is_file() {
-                wrong.push(format!("snapshot {id}: its git state has no {}", head.display()));
-            }
-        }
         let reference = snapshots::reference(&snapshot);
-        if snapshot.commit.is_some()
-            && let Ok(repository) = daemon.repositories.get(&daemon.store, &snapshot.repository)
-            && let Ok(git) = repository.git()
-            && git.resolve(&reference).is_err()
-        {
+        let repository = daemon.repositories.get(&daemon.store, &snapshot.repository);
+        let git = repository.and_then(|repository| repository.git());
+        let commit = git.as_ref().ok().and_then(|git| git.resolve(&reference).ok());
+        let commit = commit.map(|commit| commit.id.to_string());
+        let (mut wrong, mut steps) = (Vec::new(), Vec::new());
+        if snapshot.commit.is_some() && git.is_ok() && commit.is_none() {
             wrong.push(format!("snapshot {id}: {reference}, which keeps its commit, is gone"));
+        }
+        if let (Some(state), Ok(git)) = (&snapshot.git_state, &git) {
+            let dir = daemon.layout.snapshots().join(state);
+            let found = saved::examine(&dir, git.hash());
+            let (common, name, commit) = (git.git_dir(), &snapshot.name, commit.as_deref());
+            steps = mend_saved(&dir, &found, common, name, &reference, commit);
+            wrong.extend(found.iter().map(|finding| format!("snapshot {id}: {finding}")));
         }
         // It may have been removed meanwhile.
         if !wrong.is_empty() && snapshots::named(daemon, &id)?.is_some() {
-            findings.append(&mut wrong);
+            done.findings.append(&mut wrong);
+            done.steps.append(&mut steps);
         }
     }
     Ok(())
@@ -165,13 +181,14 @@ fn check_snapshots(daemon: &Daemon, findings: &mut Vec<String>) -> Result<()> {
 fn examined<'a>(
     git_dir: &'a Path,
     repository: &'a Repository,
+    branch: &'a Branch,
     dir: Option<&'a Path>,
 ) -> Examined<'a> {
     let (common_dir, hash) = (&*repository.git_dir, repository.hash);
-    Examined { git_dir, common_dir, hash, dir, worktree: None }
+    Examined { git_dir, common_dir, hash, branch: &branch.name, dir, worktree: None }
 }
 
-impl Worktrees {
+impl Beside {
     fn examine(&mut self, repository: &Repository, examined: Examined<'_>) {
         // Where a repository that is used in place is gone, so is everything in it.
         if repository.attached && !repository.git_dir.is_dir() {
@@ -182,6 +199,7 @@ impl Worktrees {
         let report = examined.examine();
         self.entries += report.entries;
         self.findings.extend(report.findings.iter().map(ToString::to_string));
+        self.steps.extend(examined.mend(&report.findings));
     }
 }
 

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use agentfs_engine::BranchNumber;
 use agentfs_engine::base::Base;
 use agentfs_engine::storage::Disk;
-use agentfs_engine::store::{Branch, WorktreeRecord};
+use agentfs_engine::store::{Branch, Repository, WorktreeRecord};
 use agentfs_engine::worktree::{Point, Worktree, WorktreeOptions};
 use agentfs_fuse::{MountOptions, Mounted};
 use agentfs_gitimport::gitdir::{self, NewGitDir, WorktreeHead};
 use agentfs_gitimport::index::{IndexStat, write_index};
-use tracing::{debug, warn};
+use agentfs_gitimport::racy;
+use tracing::{debug, info, warn};
 
 use crate::daemon::branches;
 use crate::daemon::note::{Making, Note};
@@ -202,6 +203,9 @@ fn mount(
 ) -> Result<(Arc<Worktree>, Mounted, bool)> {
     let git_file = Some(gitdir::git_file(&record.git_dir));
     let worktree = worktree(daemon, repository, branch, git_file, record.read_only, begin)?;
+    if !fresh && begin.is_none() && !record.read_only {
+        believe_no_more_than_holds(branch, &repository.record, &record.git_dir, &worktree);
+    }
     let base = Arc::clone(worktree.base());
     let options = MountOptions {
         read_only: record.read_only,
@@ -223,6 +227,21 @@ fn mount(
         write_index(&base, &stat, root_oid, &record.git_dir.join("index"))
     })?;
     Ok((worktree, mounted, at_once))
+}
+
+/// Has git look again at what a process of it could not look at when the worktree went away. A failure costs
+/// no more than that.
+fn believe_no_more_than_holds(
+    branch: &Branch,
+    repository: &Repository,
+    git_dir: &Path,
+    worktree: &Worktree,
+) {
+    match racy::distrust(git_dir, repository.hash, worktree, branch.time) {
+        Ok(0) => {}
+        Ok(files) => info!("git reads {files} files of {} again", branch.name),
+        Err(error) => warn!("{error}"),
+    }
 }
 
 /// A branch as files. One that is to be `read_only` and has no changes gets no outbox. What it stands on

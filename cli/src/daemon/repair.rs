@@ -59,6 +59,14 @@ pub fn repair(daemon: &Daemon, call: &Call) -> Result<Repaired> {
             Err(why) => not_repaired.push(NotRepaired { step, why }),
         }
     }
+    // What is there after that decides what its git directories need.
+    for step in check::beside(daemon)?.steps {
+        let text = step.to_string();
+        match step.take() {
+            Ok(()) => repaired.push(text),
+            Err(why) => not_repaired.push(NotRepaired { step: text, why: why.to_string() }),
+        }
+    }
     if !repaired.is_empty() {
         repaired.extend(mount_again(daemon));
     }

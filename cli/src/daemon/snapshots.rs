@@ -10,6 +10,7 @@ use agentfs_engine::store::{Branch, SnapshotReason, SnapshotRecord, WorktreeReco
 use agentfs_engine::worktree::{Point, Timestamp};
 use agentfs_fuse::Stale;
 use agentfs_gitimport::repository::Repository;
+use agentfs_gitimport::saved;
 use agentfs_gitimport::state::{self, ForkHead};
 use tracing::{info, warn};
 
@@ -228,6 +229,7 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
     let Some(opened) = open(daemon, &repository, &branch)? else {
         return Err(refuse("it is not mounted and has no changes"));
     };
+    saved::verify(&daemon.layout.snapshots().join(state))?;
     let message = format!("before the restoring of {}", id(snapshot.number));
     let before =
         take_of(daemon, &repository, &branch, Some(&opened), SnapshotReason::Before, &message)?;
