@@ -39,6 +39,7 @@ pub mod odb;
 pub mod pipeline;
 pub mod racy;
 mod reflog;
+mod rename;
 mod replace;
 pub mod repository;
 pub mod saved;

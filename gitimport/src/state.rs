@@ -20,13 +20,13 @@ use crate::saved::{DIGESTS, write_digests};
 use crate::transport;
 
 /// Files that say to what an operation in progress is to return, and what a branch begins with there.
-const RETURNS_TO: [(&str, &str); 3] =
+pub(crate) const RETURNS_TO: [(&str, &str); 3] =
     [("rebase-merge/head-name", HEADS), ("rebase-apply/head-name", HEADS), ("BISECT_START", "")];
 /// What says where a git directory belongs, or what was saved of one, and is not carried.
 const OWN: [&str; 5] = ["HEAD", "commondir", "gitdir", "locked", DIGESTS];
 /// How the name of a file ends that is being carried.
 const ASIDE: &str = ".agentfs-new";
-const HEADS: &str = "refs/heads/";
+pub(crate) const HEADS: &str = "refs/heads/";
 
 /// Where the `HEAD` of a fork is, and where its branch begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ fn tip(repository: &Repository, name: &str) -> Result<Option<GitOid>> {
 }
 
 /// The text of a small file without the line end; `None` if there is none.
-fn read(path: &Path) -> Result<Option<String>> {
+pub(crate) fn read(path: &Path) -> Result<Option<String>> {
     let error = |source| Error::io("read", path, source);
     let len = match fs::metadata(path) {
         Err(source) if source.kind() == ErrorKind::NotFound => return Ok(None),
@@ -122,6 +122,23 @@ pub fn save(from: &Path, to: &Path) -> Result<()> {
         .and_then(|()| files::sync_tree(to))
         .and_then(|_| to.parent().map_or(Ok(0), files::sync));
     saved.map(drop).inspect_err(|_| drop(fs::remove_dir_all(to)))
+}
+
+/// Has the git state that is saved in `dir` say branch `to` where it says `from`, which is called so now.
+///
+/// # Errors
+/// [`Error::Io`]; it can be repeated.
+pub fn rename(dir: &Path, from: &str, to: &str) -> Result<()> {
+    let head = ("HEAD", "ref: refs/heads/");
+    for (file, prefix) in RETURNS_TO.into_iter().chain([head]) {
+        let path = dir.join(file);
+        if read(&path)?.is_some_and(|text| text.strip_prefix(prefix) == Some(from)) {
+            let aside = dir.join(format!("renamed{ASIDE}"));
+            files::write(&aside, format!("{prefix}{to}\n").as_bytes())?;
+            fs::rename(&aside, &path).map_err(|source| Error::io("write", &path, source))?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes the git state of a worktree what was saved in `from`. Its log goes on. Where the saved `HEAD` is on

@@ -11,8 +11,8 @@ use crate::error::{Failure, Kind, Result};
 use crate::exec::namespace;
 use crate::output::Output;
 use crate::protocol::{
-    BranchCreateCall, BranchDeleteCall, BranchDeleted, BranchStatus, MountAt, Status, UndeleteCall,
-    WirePath, WorktreeStatus, method,
+    BranchCreateCall, BranchDeleteCall, BranchDeleted, BranchRenameCall, BranchRenamed,
+    BranchStatus, MountAt, Status, UndeleteCall, WirePath, WorktreeStatus, method,
 };
 
 /// Arguments of `agentfs branch`.
@@ -28,6 +28,8 @@ enum Action {
     Create(CreateArgs),
     /// List the branches of the store
     List,
+    /// Give a branch another name, also in git, mounted or not
+    Rename(RenameArgs),
     /// Remove a branch that is not mounted, also from git; a snapshot keeps it
     Delete(DeleteArgs),
     /// Bring a removed branch back
@@ -66,6 +68,15 @@ impl MountArgs {
         let dir = WirePath(destination::absolute(dir)?);
         Ok(Some(MountAt { dir, read_only: false, allow_other: self.allow_other }))
     }
+}
+
+/// Arguments of `agentfs branch rename`.
+#[derive(Debug, clap::Args)]
+struct RenameArgs {
+    /// The branch, or repository@branch
+    old: String,
+    /// Its name from now on
+    new: String,
 }
 
 /// Arguments of `agentfs branch delete`.
@@ -118,6 +129,7 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
             open(output, method::BRANCH_CREATE, &call).map(|()| 0)
         }
         Action::List => list(output),
+        Action::Rename(args) => rename(args, output),
         Action::Delete(args) => delete(args, output),
         Action::Undelete(args) => {
             let call = UndeleteCall { branch: args.branch.clone(), mount: args.mount.at()? };
@@ -164,6 +176,16 @@ fn list(output: Output) -> Result<u8> {
             }
         }
         Ok(())
+    })?;
+    Ok(0)
+}
+
+fn rename(args: &RenameArgs, output: Output) -> Result<u8> {
+    let params = BranchRenameCall { branch: args.old.clone(), name: args.new.clone() };
+    let renamed: BranchRenamed = call(output, method::BRANCH_RENAME, &params)?;
+    output.result(&renamed, |out| {
+        let BranchRenamed { repository, from, branch } = &renamed;
+        writeln!(out, "{repository}@{branch}: {from} until now")
     })?;
     Ok(0)
 }

@@ -337,7 +337,14 @@ fn answer(daemon: &Arc<Daemon>, branch: Branch, trees: ImportedTrees) -> Result<
     let undo = {
         let (daemon, branch) = (Arc::clone(daemon), branch.clone());
         move || {
-            if let Err(failure) = remove(&daemon, &branch, false) {
+            let _names = daemon.lock_names();
+            // It may have another name by now.
+            let known = daemon.store.branch(&branch.repository, &branch.name);
+            let undone = known.map_err(Failure::from).and_then(|known| match known {
+                Some(known) if known.number == branch.number => remove(&daemon, &branch, false),
+                _ => Ok(()),
+            });
+            if let Err(failure) = undone {
                 warn!("cannot undo a branch: {failure}");
             }
         }
@@ -420,7 +427,11 @@ impl Drop for Made<'_> {
     }
 }
 
-fn refuse_taken(daemon: &Daemon, git: &Repository, repository: &str, name: &str) -> Result<()> {
+/// Refuses a name that a branch has, in the store or in git, or that none can have.
+///
+/// # Errors
+/// [`Kind::Refused`]; what reading the two meets.
+pub fn refuse_taken(daemon: &Daemon, git: &Repository, repository: &str, name: &str) -> Result<()> {
     if daemon.store.branch(repository, name)?.is_some() || git.has_branch(name)? {
         return Err(Failure::new(
             Kind::Refused,

@@ -238,11 +238,15 @@ pub fn mount_at(
     let MountCall { what, at, exclusive } = params;
     let (name, revision) = target::parse(daemon, what)?;
     let repository = daemon.repositories.get(&daemon.store, &name)?;
-    let (branch, reservation, trees, note) = match target::kept(daemon, &name, &revision)? {
-        Some(branch) => {
-            let reservation = daemon.worktrees.reserve(&at.dir.0, &branch)?;
-            (branch, reservation, ImportedTrees::default(), None)
-        }
+    let kept = {
+        // Until it has a place it must keep its name.
+        let _names = daemon.lock_names();
+        let kept = target::kept(daemon, &name, &revision)?;
+        let place = |branch: &Branch| daemon.worktrees.reserve(&at.dir.0, branch);
+        kept.map(|branch| Ok::<_, Failure>((place(&branch)?, branch))).transpose()?
+    };
+    let (branch, reservation, trees, note) = match kept {
+        Some((reservation, branch)) => (branch, reservation, ImportedTrees::default(), None),
         None => {
             let mut target = Target::of_revision(daemon, &repository, &revision)?;
             let (root, trees) = target::import(daemon, &repository, &target, call)?;

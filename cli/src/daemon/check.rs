@@ -5,7 +5,7 @@ use std::path::Path;
 
 use agentfs_engine::check::{CheckReport, Finding, check as check_store};
 use agentfs_engine::repair::plan;
-use agentfs_engine::store::{Branch, Repository, WorktreeRecord};
+use agentfs_engine::store::{Branch, Repository};
 use agentfs_fuse::MountState;
 use agentfs_gitimport::examine::Examined;
 use agentfs_gitimport::mend::{Step, mend_saved};
@@ -205,13 +205,12 @@ impl Beside {
 
 /// Why a worktree that should be mounted is not.
 fn not_mounted(up: &Up) -> Result<Option<String>> {
-    let WorktreeRecord { dir, repository, branch, .. } = &up.record;
-    let expected = format!("agentfs:{repository}@{branch}");
+    let (dir, expected) = (&up.record.dir, &up.name);
     let shown = dir.display();
     let forget = format!("`agentfs umount {shown}` forgets it");
     Ok(match agentfs_fuse::mount_state(dir)? {
         // One that does not answer at once may be busy: it is there.
-        MountState::OurFs { name, .. } if name == expected => None,
+        MountState::OurFs { name, .. } if name == *expected => None,
         MountState::OurFs { name, .. } => {
             Some(format!("{shown} should be {expected} and is the mount {name}; {forget}"))
         }

@@ -100,6 +100,7 @@ fn keep_one(
     if !up.worktree.is_changed_since_seal() {
         return Ok(());
     }
+    let _names = daemon.lock_names();
     let Some(branch) = daemon.store.branch(&up.record.repository, &up.record.branch)? else {
         return Ok(());
     };
@@ -107,7 +108,6 @@ fn keep_one(
         return Ok(());
     }
     let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
-    let _names = daemon.lock_names();
     snapshots::take(daemon, &repository, &branch, SnapshotReason::Time, "")?;
     Ok(())
 }

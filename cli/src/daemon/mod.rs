@@ -13,6 +13,7 @@ mod keeper;
 mod note;
 mod opening;
 mod recover;
+mod rename;
 mod repair;
 mod report;
 mod repositories;

@@ -45,6 +45,15 @@ pub enum Making {
         /// The number of the snapshot.
         snapshot: u64,
     },
+    /// A branch that gets another name.
+    Rename {
+        /// The branch.
+        branch: u64,
+        /// Its name until then.
+        from: String,
+        /// Its name from then on.
+        to: String,
+    },
     /// A mount.
     Mount {
         /// Its directory.
@@ -104,17 +113,38 @@ impl Drop for Note {
 /// The notes of a former daemon about branches that were becoming what a snapshot is, with the numbers of
 /// the branch and the snapshot.
 pub fn restores(layout: &Layout) -> Vec<(Note, u64, u64)> {
-    let entries = fs::read_dir(layout.pending()).into_iter().flatten().flatten();
-    let restore = |entry: fs::DirEntry| {
-        let text = fs::read(entry.path()).ok()?;
-        match serde_json::from_slice(&text).ok()? {
-            Making::Restore { branch, snapshot } => {
-                Some((Note { path: entry.path() }, branch, snapshot))
-            }
-            _ => None,
-        }
+    let restore = |(note, making)| match making {
+        Making::Restore { branch, snapshot } => Some((note, branch, snapshot)),
+        other => leave((note, other)),
     };
-    entries.filter_map(restore).collect()
+    left(layout).into_iter().filter_map(restore).collect()
+}
+
+/// The notes of a former daemon about branches that were getting another name, with the number of the
+/// branch, the old name and the new one.
+pub fn renames(layout: &Layout) -> Vec<(Note, u64, String, String)> {
+    let rename = |(note, making)| match making {
+        Making::Rename { branch, from, to } => Some((note, branch, from, to)),
+        other => leave((note, other)),
+    };
+    left(layout).into_iter().filter_map(rename).collect()
+}
+
+/// The notes that are there.
+fn left(layout: &Layout) -> Vec<(Note, Making)> {
+    let entries = fs::read_dir(layout.pending()).into_iter().flatten().flatten();
+    let read = |entry: fs::DirEntry| {
+        let text = fs::read(entry.path()).ok()?;
+        let making = serde_json::from_slice(&text).ok()?;
+        Some((Note { path: entry.path() }, making))
+    };
+    entries.filter_map(read).collect()
+}
+
+/// Keeps a note that is somebody else's to take.
+fn leave<T>((note, _): (Note, Making)) -> Option<T> {
+    std::mem::forget(note);
+    None
 }
 
 /// Removes what the notes of a former daemon name, unless the store has it on record.
@@ -138,7 +168,7 @@ pub fn sweep(layout: &Layout, store: &Store) -> Result<()> {
                 sweep_branch(store, &repository, &name, commit.as_deref(), git_dir)?;
             }
             // Done by the one who can open branches.
-            Some(Making::Restore { .. }) => std::mem::forget(note),
+            Some(Making::Restore { .. } | Making::Rename { .. }) => std::mem::forget(note),
             // Written by a daemon that was killed at it: nothing had been made yet.
             None => {}
         }

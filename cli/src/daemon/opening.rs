@@ -133,10 +133,12 @@ impl<'a> Opening<'a> {
     pub fn keep(mut self, daemon: &Daemon, recorded: bool) {
         self.created = false;
         self.git_dir = None;
-        let note = self.note.take().filter(|_| !recorded);
+        let note = self.note.take().filter(|_| !recorded).map(Arc::new);
         if let Some((record, worktree, mounted)) = self.mounted.take() {
             daemon.drainer.watch(&worktree);
-            let up = Arc::new(Up { record, worktree, mounted, note });
+            let mounted = Arc::new(mounted);
+            let name = mount_name(&record);
+            let up = Arc::new(Up { record, worktree, name, mounted, note });
             if !self.warm {
                 warm(&up);
             }
@@ -184,12 +186,19 @@ pub fn reopen(
     }
     let (worktree, mounted, is_warm) = mount(daemon, repository, branch, &record, fresh, None)?;
     daemon.drainer.watch(&worktree);
-    let up = Arc::new(Up { record: record.clone(), worktree, mounted, note: None });
+    let mounted = Arc::new(mounted);
+    let name = mount_name(&record);
+    let up = Arc::new(Up { record: record.clone(), worktree, name, mounted, note: None });
     if !is_warm {
         warm(&up);
     }
     daemon.worktrees.fill(&record.dir, Slot::Up(up));
     Ok(record)
+}
+
+/// What the kernel is to call the mount of a worktree.
+fn mount_name(record: &WorktreeRecord) -> String {
+    format!("agentfs:{}@{}", record.repository, record.branch)
 }
 
 /// Mounts; a `fresh` git directory gets its index. Returns whether the kernel's caches are filled.
@@ -211,7 +220,7 @@ fn mount(
         read_only: record.read_only,
         allow_other: record.allow_other,
         levers: daemon.levers.clone(),
-        name: format!("agentfs:{}@{}", record.repository, record.branch),
+        name: mount_name(record),
         ..MountOptions::default()
     };
     let mounted = agentfs_fuse::mount(Arc::clone(&worktree), &record.dir, &options)?;

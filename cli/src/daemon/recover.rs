@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::Slot;
-use crate::daemon::{execs, note, opening, snapshots};
+use crate::daemon::{execs, note, opening, rename, snapshots};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
 use crate::layout::remove_all;
@@ -29,6 +29,7 @@ const DYING_LIMIT: Duration = Duration::from_secs(2);
 pub fn recover(daemon: &Daemon) -> Result<()> {
     incoming::sweep(&daemon.layout);
     note::sweep(&daemon.layout, &daemon.store)?;
+    rename::complete(daemon);
     settle(daemon)?;
     sweep_outboxes(daemon)?;
     snapshots::complete_restores(daemon);

@@ -9,7 +9,7 @@ use tracing::info;
 
 use crate::daemon::rpc::{Answer, Call, Service};
 use crate::daemon::state::Daemon;
-use crate::daemon::{branches, calls, check, execs, repair, report, snapshots, views};
+use crate::daemon::{branches, calls, check, execs, rename, repair, report, snapshots, views};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
 use crate::protocol::{ExecEnd, Hello, PROTOCOL, StopCall, Welcome, method};
@@ -33,6 +33,7 @@ impl Service for Methods {
             method::MOUNT => calls::mount(daemon, &parse(params)?, call, true),
             method::UMOUNT => value(calls::umount(daemon, &parse(params)?)),
             method::BRANCH_CREATE => branches::create(daemon, &parse(params)?, call),
+            method::BRANCH_RENAME => value(rename::rename(daemon, &parse(params)?)),
             method::BRANCH_DELETE => value(branches::delete(daemon, &parse(params)?)),
             method::BRANCH_UNDELETE => branches::undelete(daemon, &parse(params)?, call),
             method::WORKTREE_REMOVE => value(branches::remove_worktree(daemon, &parse(params)?)),

@@ -23,10 +23,12 @@ pub struct Up {
     pub record: WorktreeRecord,
     /// What is mounted.
     pub worktree: Arc<Worktree>,
+    /// What the kernel calls the mount: the branch had this name then.
+    pub name: String,
     /// The mount.
-    pub mounted: Mounted,
+    pub mounted: Arc<Mounted>,
     /// The note about a worktree that the store does not have on record.
-    pub note: Option<Note>,
+    pub note: Option<Arc<Note>>,
 }
 
 /// What is at a directory.
@@ -80,6 +82,38 @@ impl Drop for Reservation<'_> {
         if matches!(slots.get(&self.dir), Some(Slot::Busy(..))) {
             slots.remove(&self.dir);
         }
+    }
+}
+
+/// A worktree that nobody else gets hold of until this is dropped. It is mounted, or on record, all the while.
+pub struct Held<'a> {
+    worktrees: &'a Worktrees,
+    dir: PathBuf,
+    slot: Slot,
+}
+
+impl Held<'_> {
+    /// It is one of branch `name` from now on.
+    pub fn rename(mut self, name: &str) {
+        let renamed =
+            |record: &WorktreeRecord| WorktreeRecord { branch: name.into(), ..record.clone() };
+        self.slot = match &self.slot {
+            Slot::Up(up) => Slot::Up(Arc::new(Up {
+                record: renamed(&up.record),
+                worktree: Arc::clone(&up.worktree),
+                name: up.name.clone(),
+                mounted: Arc::clone(&up.mounted),
+                note: up.note.clone(),
+            })),
+            Slot::Down(record, why) => Slot::Down(renamed(record), why.clone()),
+            Slot::Busy(repository, _) => Slot::Busy(repository.clone(), name.into()),
+        };
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.worktrees.lock().insert(self.dir.clone(), self.slot.clone());
     }
 }
 
@@ -150,22 +184,7 @@ impl Worktrees {
     /// [`Kind::NotFound`] if there is none, [`Kind::Busy`] if it is in use and not `lazy`. It then
     /// stays mounted.
     pub fn close(&self, dir: &Path, lazy: bool) -> Result<Closing<'_>> {
-        let slot = {
-            let mut slots = self.lock();
-            let slot = slots.get(dir).cloned().ok_or_else(|| {
-                Failure::new(
-                    Kind::NotFound,
-                    format!("{} is not a worktree of this store", dir.display()),
-                )
-                .hint("`agentfs ps` lists the worktrees")
-            })?;
-            if matches!(slot, Slot::Busy(..)) {
-                return Err(busy(dir));
-            }
-            let (repository, branch) = slot.branch();
-            slots.insert(dir.to_owned(), Slot::Busy(repository.into(), branch.into()));
-            slot
-        };
+        let slot = self.take(dir)?;
         let reservation = Reservation { worktrees: self, dir: dir.to_owned() };
         let mut lives = false;
         let (record, recorded, worktree) = match slot {
@@ -181,6 +200,33 @@ impl Worktrees {
             Slot::Busy(..) => return Err(busy(dir)),
         };
         Ok(Closing { record, recorded, worktree, lives, _reservation: reservation })
+    }
+
+    /// Keeps everybody else from the worktree at `dir`.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if there is none, [`Kind::Busy`] if somebody has it.
+    pub fn hold(&self, dir: &Path) -> Result<Held<'_>> {
+        let slot = self.take(dir)?;
+        Ok(Held { worktrees: self, dir: dir.to_owned(), slot })
+    }
+
+    /// What is at `dir`, which is busy from now on.
+    fn take(&self, dir: &Path) -> Result<Slot> {
+        let mut slots = self.lock();
+        let slot = slots.get(dir).cloned().ok_or_else(|| {
+            Failure::new(
+                Kind::NotFound,
+                format!("{} is not a worktree of this store", dir.display()),
+            )
+            .hint("`agentfs ps` lists the worktrees")
+        })?;
+        if matches!(slot, Slot::Busy(..)) {
+            return Err(busy(dir));
+        }
+        let (repository, branch) = slot.branch();
+        slots.insert(dir.to_owned(), Slot::Busy(repository.into(), branch.into()));
+        Ok(slot)
     }
 
     /// Unmounts everything, whoever is in it. What is on record stays on record.

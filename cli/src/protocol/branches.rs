@@ -39,6 +39,26 @@ pub struct WorktreeRemoved {
     pub snapshot: Option<String>,
 }
 
+/// Gives a branch another name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BranchRenameCall {
+    /// The branch, or repository@branch.
+    pub branch: String,
+    /// Its name from now on.
+    pub name: String,
+}
+
+/// A branch that has another name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BranchRenamed {
+    /// The repository's name in the store.
+    pub repository: String,
+    /// The name that it had.
+    pub from: String,
+    /// Its name.
+    pub branch: String,
+}
+
 /// Removes a branch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BranchDeleteCall {

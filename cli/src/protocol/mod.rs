@@ -12,9 +12,10 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use branches::{
-    BranchCreateCall, BranchDeleteCall, BranchDeleted, SnapshotCall, SnapshotCreateCall,
-    SnapshotInfo, SnapshotListCall, SnapshotRestoreCall, SnapshotRestored, Snapshots, UndeleteCall,
-    UndoCall, ViewBegun, ViewCall, WorktreeRemoveCall, WorktreeRemoved,
+    BranchCreateCall, BranchDeleteCall, BranchDeleted, BranchRenameCall, BranchRenamed,
+    SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotListCall, SnapshotRestoreCall,
+    SnapshotRestored, Snapshots, UndeleteCall, UndoCall, ViewBegun, ViewCall, WorktreeRemoveCall,
+    WorktreeRemoved,
 };
 
 /// The version of the protocol. A client and a daemon that differ in it do not talk.
@@ -34,6 +35,8 @@ pub mod method {
     pub const UMOUNT: &str = "umount";
     /// [`super::BranchCreateCall`] -> [`super::Opened`].
     pub const BRANCH_CREATE: &str = "branch.create";
+    /// [`super::BranchRenameCall`] -> [`super::BranchRenamed`].
+    pub const BRANCH_RENAME: &str = "branch.rename";
     /// [`super::BranchDeleteCall`] -> [`super::BranchDeleted`].
     pub const BRANCH_DELETE: &str = "branch.delete";
     /// [`super::UndeleteCall`] -> [`super::Opened`].

@@ -1,0 +1,233 @@
+//! Goal: what a user of many branches asks for besides making them is done as said, wholly or not at all.
+//!
+//! Branches get other names, whatever names them follows, and the death of the daemon leaves the old name or
+//! the new one.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use agentfs_tests::{TestStore, fixture::Builder, fuse_available, git, git_command, tree};
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// A store with a mounted worktree of a small repository.
+fn mounted() -> (TestStore, PathBuf) {
+    let store = TestStore::with_limit(LIMIT);
+    let source = Builder::new(&store.path("source"));
+    source.file("dir/one", "1\n").file("dir/two", "2\n").file("three", "3\n");
+    source.file(".gitignore", "build/\n").commit("first");
+    let dir = store.path("main");
+    let (from, to) = (source.dir().display().to_string(), dir.display().to_string());
+    store.ok(&["clone", "--wait", &from, &to]);
+    (store, dir)
+}
+
+/// Changes of every kind that git tells apart.
+fn change(dir: &Path) {
+    fs::write(dir.join("dir/one"), "staged\n").unwrap();
+    git(dir, &["add", "dir/one"]);
+    fs::write(dir.join("dir/one"), "staged, and changed again\n").unwrap();
+    fs::write(dir.join("untracked"), "untracked\n").unwrap();
+    fs::create_dir(dir.join("build")).unwrap();
+    fs::write(dir.join("build/out"), vec![7; 300_000]).unwrap();
+    fs::remove_file(dir.join("three")).unwrap();
+}
+
+fn status(dir: &Path) -> String {
+    git(dir, &["status", "--porcelain=v1", "--ignored"])
+}
+
+fn fork(store: &TestStore, name: &str, from: &str) -> PathBuf {
+    let dir = store.path(name);
+    store.ok(&["branch", "create", name, "--from", from, "--mount", &dir.display().to_string()]);
+    dir
+}
+
+fn assert_sound(store: &TestStore) {
+    let checked = store.run(&["fsck"]);
+    assert_eq!(checked.code, 0, "{}{}", checked.stdout, store.log());
+}
+
+fn has_branch(dir: &Path, name: &str) -> bool {
+    let mut look =
+        git_command(dir, &["rev-parse", "--verify", "-q", &format!("refs/heads/{name}")]);
+    look.output().unwrap().status.success()
+}
+
+/// The names of the branches on record.
+fn branches(store: &TestStore) -> Vec<String> {
+    let listed = store.json(&["branch", "list"]);
+    let names = listed["branches"].as_array().unwrap().iter();
+    names.map(|one| one["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_renamed_branch_is_the_same_under_another_name() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    let side = fork(&store, "side", "main");
+    change(&side);
+    let id = store.json(&["snapshot", "create", "side"])["id"].as_str().unwrap().to_owned();
+    let at_snapshot = (status(&side), tree::read(&side));
+    git(&side, &["commit", "-qm", "of the side"]);
+    let held = fs::File::open(side.join("untracked")).unwrap();
+    let before = (status(&side), tree::read(&side), git(&side, &["rev-parse", "HEAD"]));
+    let said = store.json(&["branch", "rename", "side", "topic/deep"]);
+    assert_eq!((&said["from"], &said["branch"]), (&"side".into(), &"topic/deep".into()));
+    let now = || (status(&side), tree::read(&side), git(&side, &["rev-parse", "HEAD"]));
+    assert_eq!(now(), before);
+    assert_eq!(git(&side, &["symbolic-ref", "HEAD"]), "refs/heads/topic/deep");
+    assert!(!has_branch(&main, "side") && has_branch(&main, "topic/deep"));
+    assert_eq!(branches(&store), ["main", "topic/deep"]);
+    assert_eq!(held.metadata().unwrap().len(), 10, "who has a file open goes on");
+    let listed = store.json(&["snapshot", "list", "topic/deep"]);
+    assert_eq!(listed["snapshots"][0]["id"], id.as_str(), "{listed}");
+    // What is made of it is found under the new name, by the next daemon, too.
+    fs::write(side.join("after"), "after\n").unwrap();
+    store.kill_daemon();
+    store.ok(&["status"]);
+    assert_eq!(fs::read_to_string(side.join("after")).unwrap(), "after\n");
+    store.ok(&["snapshot", "restore", &id]);
+    assert_eq!(git(&side, &["symbolic-ref", "HEAD"]), "refs/heads/topic/deep");
+    assert_eq!((status(&side), tree::read(&side)), at_snapshot);
+    assert_eq!(git(&side, &["log", "-1", "--format=%s"]), "first");
+    assert_sound(&store);
+
+    // One that is not mounted, with changes; and one that never was.
+    store.ok(&["umount", &side.display().to_string()]);
+    store.ok(&["branch", "create", "never", "--from", "topic/deep"]);
+    store.ok(&["branch", "rename", "topic/deep", "side"]);
+    store.ok(&["branch", "rename", "never", "ever"]);
+    store.ok(&["branch", "create", "never", "--from", "side"]);
+    store.ok(&["mount", "side", &side.display().to_string()]);
+    assert_eq!((status(&side), tree::read(&side)), at_snapshot);
+    let ever = store.path("ever");
+    store.ok(&["mount", "source@ever", &ever.display().to_string()]);
+    assert_eq!((status(&ever), tree::read(&ever)), at_snapshot);
+    assert_eq!(git(&ever, &["symbolic-ref", "HEAD"]), "refs/heads/ever");
+    store.fails(3, &["mount", "topic/deep", &store.path_text("nowhere")]);
+    // The branch of the repository's own HEAD as well.
+    store.ok(&["branch", "rename", "main", "trunk"]);
+    assert_eq!(git(&main, &["symbolic-ref", "HEAD"]), "refs/heads/trunk");
+    assert_eq!(status(&main), "");
+    assert_sound(&store);
+}
+
+#[test]
+fn a_name_that_cannot_be_is_refused() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    git(&main, &["branch", "of-git"]);
+    git(&main, &["branch", "taken/below"]);
+    store.ok(&["branch", "create", "other", "--from", "main"]);
+    for name in ["other", "of-git", "main", "a..b", "HEAD", "", "a b", "taken", "x.lock"] {
+        store.fails(4, &["branch", "rename", "main", name]);
+        assert_eq!(git(&main, &["symbolic-ref", "HEAD"]), "refs/heads/main", "{name}");
+        assert!(has_branch(&main, "main"), "{name}");
+        assert_eq!(branches(&store), ["main", "other"], "{name}");
+    }
+    store.fails(3, &["branch", "rename", "nowhere", "new"]);
+    let loose = store.path("loose");
+    store.ok(&["mount", "source@main~0", &loose.display().to_string()]);
+    let detached = store.json(&["status", &loose.display().to_string()]);
+    let detached = detached["worktrees"][0]["branch"].as_str().unwrap().to_owned();
+    assert!(store.fails(4, &["branch", "rename", &detached, "new"]).contains("no branch"));
+    // What goes on in it keeps its name until it ends.
+    git(&main, &["bisect", "start"]);
+    assert!(store.fails(4, &["branch", "rename", "main", "new"]).contains("bisection"));
+    git(&main, &["bisect", "reset"]);
+    let mut child = store.command(&["exec", "main", "--", "sh", "-c", "echo in; read line"]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = [0; 3];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut said).unwrap();
+    store.fails(1, &["branch", "rename", "main", "new"]);
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    store.ok(&["branch", "rename", "main", "new"]);
+    assert_sound(&store);
+}
+
+/// A hook that runs while git has the references locked, so that a test can be there as well.
+fn hook(main: &Path, script: &str) {
+    let common = git(main, &["rev-parse", "--path-format=absolute", "--git-common-dir"]);
+    let hooks = Path::new(&common).join("hooks");
+    fs::create_dir_all(&hooks).unwrap();
+    let path = hooks.join("reference-transaction");
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn what_git_refuses_to_rename_has_its_old_name() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    change(&main);
+    let before = (status(&main), tree::read(&main));
+    hook(&main, "exit 1");
+    store.fails(1, &["branch", "rename", "main", "new"]);
+    hook(&main, "exit 0");
+    assert_eq!((status(&main), tree::read(&main)), before);
+    assert_eq!((branches(&store), has_branch(&main, "new")), (vec!["main".into()], false));
+    store.ok(&["branch", "rename", "main", "new"]);
+    assert_eq!((status(&main), tree::read(&main)), before);
+}
+
+#[test]
+fn a_killed_daemon_leaves_the_old_name_or_the_new_one() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    change(&main);
+    let before = (status(&main), tree::read(&main));
+    let mut name = "main".to_owned();
+    let mut expect = |next: &str, succeeded: bool| {
+        store.ok(&["status"]);
+        let head = git(&main, &["symbolic-ref", "HEAD"]).replace("refs/heads/", "");
+        assert!(head == next || (head == name && !succeeded), "{head}: {}", store.log());
+        let gone = if head == next { name.as_str() } else { next };
+        assert!(has_branch(&main, &head) && !has_branch(&main, gone), "{}", store.log());
+        assert_eq!(branches(&store), [head.as_str()]);
+        assert_eq!((status(&main), tree::read(&main)), before);
+        assert_sound(&store);
+        name = head.clone();
+        head
+    };
+    // In the middle: git has the references locked.
+    let (inside, go) = (store.path("inside"), store.path("go"));
+    let script = format!(
+        "touch {}; while ! test -e {}; do sleep 0.01; done",
+        inside.display(),
+        go.display()
+    );
+    hook(&main, &script);
+    let mut command = store.command(&["branch", "rename", "main", "middle"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    store.wait_until("git runs the hook", || inside.exists());
+    store.kill_daemon();
+    assert!(!child.wait().unwrap().success());
+    fs::write(&go, "").unwrap();
+    assert_eq!(expect("middle", false), "middle", "the record has it");
+    hook(&main, "exit 0");
+    let rounds = std::env::var("AGENTFS_TEST_ROUNDS").map_or(10, |text| text.parse().unwrap());
+    let mut current = "middle".to_owned();
+    for round in 0_u64..rounds {
+        let next = format!("name{round}");
+        let mut command = store.command(&["branch", "rename", &current, &next]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        thread::sleep(Duration::from_micros(500 + round * 7919 % 25_000));
+        store.kill_daemon();
+        let succeeded = child.wait().unwrap().success();
+        current = expect(&next, succeeded);
+    }
+}
