@@ -1,7 +1,7 @@
 //! Goal: what a user of many branches asks for besides making them is done as said, wholly or not at all.
 //!
 //! Branches get other names, whatever names them follows, and the death of the daemon leaves the old name or
-//! the new one.
+//! the new one. Snapshots say what they are.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -230,4 +230,70 @@ fn a_killed_daemon_leaves_the_old_name_or_the_new_one() {
         let succeeded = child.wait().unwrap().success();
         current = expect(&next, succeeded);
     }
+}
+
+#[test]
+fn a_snapshot_says_what_it_is_and_what_it_changes() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    let clean = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
+    change(&main);
+    let made = store.json(&["snapshot", "create", "main", "-m", "as far as I got"]);
+    let id = made["id"].as_str().unwrap().to_owned();
+    let before = (status(&main), tree::read(&main));
+    let shown = store.json(&["snapshot", "show", &id[..9]]);
+    assert_eq!(shown["id"], id.as_str());
+    assert_eq!((&shown["branch"], &shown["reason"]), (&"main".into(), &"asked".into()));
+    assert_eq!((&shown["parent"], &shown["branch_now"]), (&clean.as_str().into(), &"main".into()));
+    assert_eq!(shown["changes"], serde_json::json!({"added": 1, "modified": 1, "deleted": 1}));
+    let state = &shown["git"];
+    assert_eq!((&state["branch"], &state["operation"]), (&"main".into(), &serde_json::Value::Null));
+    assert_eq!(state["commit"], git(&main, &["rev-parse", "HEAD"]));
+    let list = |what: &str| -> Vec<_> {
+        let entry = |one: &serde_json::Value| {
+            format!("{} {}", one["status"].as_str().unwrap(), one["path"].as_str().unwrap())
+        };
+        state[what].as_array().unwrap().iter().map(entry).collect()
+    };
+    assert_eq!(list("staged"), ["M dir/one"]);
+    assert_eq!(list("unstaged"), ["M dir/one", "D three"]);
+    assert_eq!((&state["untracked"], &state["ignored"]), (&1.into(), &1.into()));
+    let text = store.ok(&["snapshot", "show", &id]);
+    for line in ["as far as I got", "staged: M dir/one", "not staged: D three", "1 ignored file"] {
+        assert!(text.contains(line), "{text}");
+    }
+    // What happens to the branch is nothing to the snapshot.
+    git(&main, &["commit", "-qam", "later"]);
+    git(&main, &["checkout", "-q", "-b", "elsewhere"]);
+    let again = store.json(&["snapshot", "show", &id]);
+    assert_eq!((&again["git"], &again["changes"]), (&shown["git"], &shown["changes"]));
+    let shown = store.json(&["snapshot", "show", &clean]);
+    assert_eq!(shown["changes"], serde_json::json!({"added": 0, "modified": 0, "deleted": 0}));
+    assert_eq!(shown["parent"], serde_json::Value::Null);
+    store.fails(3, &["snapshot", "show", "main"]);
+    store.fails(3, &["snapshot", "diff", "main"]);
+
+    // Between two, and with what the branch is now.
+    let changed = "M\tdir/one\nD\tthree\nA\tuntracked\n";
+    assert_eq!(store.ok(&["snapshot", "diff", &clean, &id, "--name-status"]), changed);
+    assert_eq!(store.ok(&["snapshot", "diff", &clean, "--name-status"]), changed);
+    assert_eq!(store.ok(&["snapshot", "diff", &id]), "");
+    fs::write(main.join("untracked"), "later\n").unwrap();
+    let patch = store.ok(&["snapshot", "diff", &id, "--patch"]);
+    assert!(patch.contains("-untracked\n+later\n"), "{patch}");
+    assert!(store.ok(&["snapshot", "diff", &id, "--stat"]).contains("1 file changed"));
+    assert_eq!(store.json(&["snapshot", "diff", &id])["changes"][0]["path"], "untracked");
+    // Of a branch that is gone, too.
+    fs::write(main.join("untracked"), "untracked\n").unwrap();
+    assert_eq!(tree::read(&main), before.1);
+    store.ok(&["branch", "create", "gone", "--from", "main"]);
+    let last = store.json(&["snapshot", "create", "gone"])["id"].as_str().unwrap().to_owned();
+    store.ok(&["branch", "delete", "gone"]);
+    let text = store.ok(&["snapshot", "show", &last]);
+    assert!(text.contains("its branch is removed"), "{text}");
+    store.fails(3, &["snapshot", "diff", &last]);
+    assert_eq!(store.ok(&["snapshot", "diff", &last, "main"]), "");
+    assert_sound(&store);
 }

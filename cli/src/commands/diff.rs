@@ -17,9 +17,10 @@ pub struct Args {
     form: Form,
 }
 
+/// What is shown of a comparison.
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
-struct Form {
+pub struct Form {
     /// Only how much has changed in each file
     #[arg(long)]
     stat: bool,
@@ -36,14 +37,16 @@ struct Compared {
     changes: Vec<Change>,
 }
 
+/// A file that differs.
 #[derive(Serialize)]
-struct Change {
+pub struct Change {
     /// As git has it: `A`, `M`, `D`, `T`, or `R` and `C` with a percentage.
-    status: String,
-    path: String,
+    pub status: String,
+    /// Its path.
+    pub path: String,
     /// What it was called before, if it was renamed or copied.
     #[serde(skip_serializing_if = "Option::is_none")]
-    from: Option<String>,
+    pub from: Option<String>,
 }
 
 /// Compares what branches, snapshots and revisions are now, ignored files left out.
@@ -51,30 +54,37 @@ struct Change {
 /// # Errors
 /// What keeps them from being read; [`Kind::Refused`] for those of two repositories.
 pub fn run(args: &Args, output: Output) -> Result<u8> {
+    compare(&args.a, args.b.as_deref(), &args.form, output)
+}
+
+/// The same of `a`, and of `b` if that is given.
+///
+/// # Errors
+/// As [`run`].
+pub fn compare(first: &str, second: Option<&str>, form: &Form, output: Output) -> Result<u8> {
     let trees = Trees::new(Objects::Passing)?;
-    let a = trees.see(&args.a, output)?;
-    let (old, new) = match &args.b {
+    let a = trees.see(first, output)?;
+    let (old, new) = match second {
         Some(b) => {
             let b = trees.see(b, output)?;
             if b.common_dir != a.common_dir {
                 return Err(Failure::new(
                     Kind::Refused,
-                    format!("{} and {} are of two repositories", args.a, b.repository),
+                    format!("{first} and {} are of two repositories", b.repository),
                 ));
             }
             (a.tree.clone(), b.tree)
         }
         None => {
             let commit = a.commit.as_deref().map(|commit| format!("{commit}^{{tree}}"));
-            let empty = || trees.text(&a.common_dir, ["hash-object", "-t", "tree", "/dev/null"]);
-            (commit.map_or_else(empty, Ok)?, a.tree.clone())
+            (commit.map_or_else(|| trees.empty_tree(&a.common_dir), Ok)?, a.tree.clone())
         }
     };
     if output.json {
         let listed = trees.text(&a.common_dir, ["diff", "--name-status", "-z", &old, &new])?;
         return output.result(&Compared { changes: changes(&listed) }, |_| Ok(())).map(|()| 0);
     }
-    let form = match &args.form {
+    let form = match form {
         Form { stat: true, .. } => "--stat",
         Form { name_status: true, .. } => "--name-status",
         _ => "--patch",
@@ -86,7 +96,7 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
 }
 
 /// The records of `git diff --name-status -z`.
-fn changes(listed: &str) -> Vec<Change> {
+pub fn changes(listed: &str) -> Vec<Change> {
     let mut fields = listed.split('\0').filter(|field| !field.is_empty());
     let mut changes = Vec::new();
     while let (Some(status), Some(path)) = (fields.next(), fields.next()) {

@@ -1,5 +1,7 @@
 //! `agentfs snapshot`
 
+mod show;
+
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
@@ -25,6 +27,10 @@ enum Action {
     Create(CreateArgs),
     /// List the snapshots of a branch, or all
     List(ListArgs),
+    /// Say what a snapshot is, what it changes, and what is staged and in progress in it
+    Show(show::ShowArgs),
+    /// Compare a snapshot with its branch as that is now, or with another snapshot
+    Diff(show::DiffArgs),
     /// Make a branch what a snapshot is; what it was before is kept as a snapshot
     Restore(RestoreArgs),
     /// Remove a snapshot
@@ -100,6 +106,8 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
                 Ok(())
             })?;
         }
+        Action::Show(args) => show::show(args, output)?,
+        Action::Diff(args) => return show::compare(args, output),
         Action::Restore(args) => {
             let (snapshot, branch) = (args.snapshot.clone(), args.branch.clone());
             let params = SnapshotRestoreCall { snapshot, branch };

@@ -42,6 +42,36 @@ pub struct Seen {
     pub commit: Option<String>,
 }
 
+/// What git has of something that is more than a commit.
+#[derive(Default)]
+pub struct GitState {
+    /// The branch that its HEAD is on.
+    pub branch: Option<String>,
+    /// What is in progress.
+    pub operation: Option<&'static str>,
+    /// What is staged, as `git diff --name-status -z` tells it.
+    pub staged: String,
+    /// What differs from what is staged, likewise.
+    pub unstaged: String,
+    /// Files that git does not know.
+    pub untracked: usize,
+    /// Files that git ignores.
+    pub ignored: usize,
+}
+
+/// Has the daemon show what `what` is now, for as long as the client lives.
+fn view(what: &str, output: Output) -> Result<(Client, ViewBegun)> {
+    let environment = Environment::read()?;
+    let layout = Layout::new(environment.store.clone());
+    let mut client = Client::connect_or_start(&layout, &environment)?;
+    let meter = std::sync::Arc::new(Meter::default());
+    let display = Display::start(std::sync::Arc::clone(&meter), output.json);
+    let call = ViewCall { what: what.into() };
+    let begun = client.request(method::VIEW_BEGIN, &call, &meter)?;
+    drop(display);
+    Ok((client, begun))
+}
+
 impl Trees {
     /// Nothing yet.
     ///
@@ -62,15 +92,76 @@ impl Trees {
     /// # Errors
     /// [`Kind::NotFound`] if there is no such thing; what git meets.
     pub fn see(&self, what: &str, output: Output) -> Result<Seen> {
-        let environment = Environment::read()?;
-        let layout = Layout::new(environment.store.clone());
-        let mut client = Client::connect_or_start(&layout, &environment)?;
-        let meter = std::sync::Arc::new(Meter::default());
-        let display = Display::start(std::sync::Arc::clone(&meter), output.json);
-        let call = ViewCall { what: what.into() };
-        let begun: ViewBegun = client.request(method::VIEW_BEGIN, &call, &meter)?;
-        drop(display);
-        let common_dir = begun.common_dir.0;
+        let (_client, begun) = view(what, output)?;
+        self.seen(&begun)
+    }
+
+    /// The same, and what git has staged and in progress in it.
+    ///
+    /// # Errors
+    /// As [`Trees::see`].
+    pub fn inspect(&self, what: &str, output: Output) -> Result<(Seen, GitState)> {
+        let (_client, begun) = view(what, output)?;
+        let state = match (&begun.dir, &begun.index) {
+            (Some(dir), Some(index)) => self.state_of(&begun, &dir.0, &index.0)?,
+            _ => GitState::default(),
+        };
+        Ok((self.seen(&begun)?, state))
+    }
+
+    /// What is staged and in progress in a view at `dir`.
+    fn state_of(&self, begun: &ViewBegun, dir: &Path, index: &Path) -> Result<GitState> {
+        let common_dir = &begun.common_dir.0;
+        let own = self.own_index(Some(index))?;
+        let git = || self.git_in(common_dir, dir, &own);
+        // What it says of files that have not changed is of their mount; it fails where some have.
+        let mut refresh = git();
+        refresh.args(["update-index", "-q", "--refresh"]).stdin(Stdio::null());
+        drop(refresh.output());
+        let head = match &begun.commit {
+            Some(commit) => commit.clone(),
+            None => self.empty_tree(common_dir)?,
+        };
+        let records = |args: &[&str]| run(git().args(args));
+        let number = |args: &[&str]| {
+            records(args).map(|text| text.split('\0').filter(|one| !one.is_empty()).count())
+        };
+        let others = ["ls-files", "-z", "--others", "--exclude-standard"];
+        let state = index.parent().unwrap_or(index);
+        let read = |name: &str| fs::read_to_string(state.join(name)).unwrap_or_default();
+        let operations = [
+            ("rebase-merge", "rebase"),
+            ("rebase-apply", "rebase"),
+            ("MERGE_HEAD", "merge"),
+            ("CHERRY_PICK_HEAD", "cherry-pick"),
+            ("REVERT_HEAD", "revert"),
+            ("BISECT_START", "bisection"),
+        ];
+        let diff = ["--no-renames", "--name-status", "-z"];
+        Ok(GitState {
+            branch: read("HEAD").trim().strip_prefix("ref: refs/heads/").map(str::to_owned),
+            operation: operations
+                .iter()
+                .find(|(file, _)| state.join(file).exists())
+                .map(|one| one.1),
+            staged: records(&[&["diff-index", "--cached"][..], &diff, &[head.as_str()]].concat())?,
+            unstaged: records(&[&["diff-files"][..], &diff].concat())?,
+            untracked: number(&others)?,
+            ignored: number(&[&others[..], &["--ignored"]].concat())?,
+        })
+    }
+
+    /// The id of a tree without entries.
+    ///
+    /// # Errors
+    /// If git fails.
+    pub fn empty_tree(&self, common_dir: &Path) -> Result<String> {
+        self.text(common_dir, ["hash-object", "-t", "tree", "-w", "/dev/null"])
+    }
+
+    /// The tree of a view.
+    fn seen(&self, begun: &ViewBegun) -> Result<Seen> {
+        let common_dir = begun.common_dir.0.clone();
         let tree = match (&begun.dir, &begun.index, &begun.commit) {
             (Some(dir), index, _) => {
                 let index = index.as_ref().map(|index| index.0.as_path());
@@ -79,29 +170,37 @@ impl Trees {
             (None, _, Some(commit)) => {
                 self.text(&common_dir, ["rev-parse", &format!("{commit}^{{tree}}")])?
             }
-            (None, _, None) => {
-                self.text(&common_dir, ["hash-object", "-t", "tree", "-w", "/dev/null"])?
-            }
+            (None, _, None) => self.empty_tree(&common_dir)?,
         };
-        Ok(Seen { common_dir, repository: begun.repository, tree, commit: begun.commit })
+        let (repository, commit) = (begun.repository.clone(), begun.commit.clone());
+        Ok(Seen { common_dir, repository, tree, commit })
     }
 
     /// The tree of the files in `dir`, with `index` to know by what has not changed.
     fn tree_of(&self, common_dir: &Path, dir: &Path, index: Option<&Path>) -> Result<String> {
+        let own = self.own_index(index)?;
+        let git = || self.git_in(common_dir, dir, &own);
+        run(git().args(["add", "--all", "--", "."]))?;
+        run(git().arg("write-tree"))
+    }
+
+    /// A copy of `index`, which git may write.
+    fn own_index(&self, index: Option<&Path>) -> Result<PathBuf> {
         let own = self.scratch.path().join("index");
         drop(fs::remove_file(&own));
         if let Some(index) = index.filter(|index| index.exists()) {
             fs::copy(index, &own).map_err(|error| Failure::io("copy", index, &error))?;
         }
-        let git = || {
-            let mut command = self.git(common_dir);
-            // It is no worktree of its own, so nothing of the repository's own one counts.
-            command.args(["-c", "core.bare=false", "-c", "core.fsmonitor=false"]);
-            command.env("GIT_INDEX_FILE", &own).env("GIT_WORK_TREE", dir).current_dir(dir);
-            command
-        };
-        run(git().args(["add", "--all", "--", "."]))?;
-        run(git().arg("write-tree"))
+        Ok(own)
+    }
+
+    /// git in `dir`, as if that were a worktree of the repository with the index `own`.
+    fn git_in(&self, common_dir: &Path, dir: &Path, own: &Path) -> Command {
+        let mut command = self.git(common_dir);
+        // It is no worktree of its own, so nothing of the repository's own one counts.
+        command.args(["-c", "core.bare=false", "-c", "core.fsmonitor=false"]);
+        command.env("GIT_INDEX_FILE", own).env("GIT_WORK_TREE", dir).current_dir(dir);
+        command
     }
 
     /// git in the repository whose git directory is `common_dir`.

@@ -41,6 +41,7 @@ impl Service for Methods {
             method::SNAPSHOT_RESTORE => value(snapshots::restore(daemon, &parse(params)?)),
             method::UNDO => value(snapshots::undo(daemon, &parse(params)?)),
             method::SNAPSHOT_LIST => value(snapshots::list(daemon, &parse(params)?)),
+            method::SNAPSHOT_SHOW => value(snapshots::show(daemon, &parse(params)?)),
             method::SNAPSHOT_DELETE => value(snapshots::delete(daemon, &parse(params)?)),
             method::VIEW_BEGIN => views::begin(daemon, &parse(params)?),
             method::STATUS => value(report::status(daemon)),

@@ -25,7 +25,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::layout::remove_all;
 use crate::protocol::{
     SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotListCall, SnapshotRestoreCall,
-    SnapshotRestored, Snapshots, UndoCall,
+    SnapshotRestored, SnapshotShown, Snapshots, UndoCall,
 };
 
 /// Digits of a snapshot's name.
@@ -363,6 +363,24 @@ pub fn list(daemon: &Daemon, params: &SnapshotListCall) -> Result<Snapshots> {
     };
     found.sort_unstable_by_key(|one| one.number);
     Ok(Snapshots { snapshots: found.iter().map(info).collect() })
+}
+
+/// What a snapshot is, the one before it, and its branch.
+///
+/// # Errors
+/// [`Kind::NotFound`] if there is none.
+pub fn show(daemon: &Daemon, params: &SnapshotCall) -> Result<SnapshotShown> {
+    let snapshot = known(daemon, &params.snapshot)?;
+    let mut before = daemon.store.snapshots(snapshot.branch)?;
+    before.retain(|one| one.number < snapshot.number);
+    let parent = before.iter().map(|one| one.number).max();
+    let branches = daemon.store.branches()?;
+    let branch = branches.into_iter().find(|branch| branch.number == snapshot.branch);
+    Ok(SnapshotShown {
+        info: info(&snapshot),
+        parent: parent.map(id),
+        branch_now: branch.map(|branch| branch.name),
+    })
 }
 
 /// Removes a snapshot.

@@ -188,6 +188,18 @@ pub struct SnapshotInfo {
     pub message: String,
 }
 
+/// A snapshot and what it stands beside.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SnapshotShown {
+    /// The snapshot.
+    #[serde(flatten)]
+    pub info: SnapshotInfo,
+    /// The snapshot of the same branch that was made before it.
+    pub parent: Option<String>,
+    /// The name of its branch now; none if that is removed.
+    pub branch_now: Option<String>,
+}
+
 /// Snapshots, the oldest first.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Snapshots {

@@ -14,8 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub use branches::{
     BranchCreateCall, BranchDeleteCall, BranchDeleted, BranchRenameCall, BranchRenamed,
     SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotListCall, SnapshotRestoreCall,
-    SnapshotRestored, Snapshots, UndeleteCall, UndoCall, ViewBegun, ViewCall, WorktreeRemoveCall,
-    WorktreeRemoved,
+    SnapshotRestored, SnapshotShown, Snapshots, UndeleteCall, UndoCall, ViewBegun, ViewCall,
+    WorktreeRemoveCall, WorktreeRemoved,
 };
 
 /// The version of the protocol. A client and a daemon that differ in it do not talk.
@@ -51,6 +51,8 @@ pub mod method {
     pub const UNDO: &str = "undo";
     /// [`super::SnapshotListCall`] -> [`super::Snapshots`].
     pub const SNAPSHOT_LIST: &str = "snapshot.list";
+    /// [`super::SnapshotCall`] -> [`super::SnapshotShown`].
+    pub const SNAPSHOT_SHOW: &str = "snapshot.show";
     /// [`super::SnapshotCall`] -> [`super::SnapshotInfo`].
     pub const SNAPSHOT_DELETE: &str = "snapshot.delete";
     /// [`super::ViewCall`] -> [`super::ViewBegun`]. It lasts until the connection ends.
