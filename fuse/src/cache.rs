@@ -71,9 +71,9 @@ levers! {
     /// CREATE is answered ENOSYS once: a file is made by MKNOD and opened without asking, which spares
     /// the RELEASE of each file that was made. Needs `no_open`.
     no_create = true,
-    /// On a read-only worktree the same for the extended attribute operations: it has none.
+    /// On a bare base the same for the extended attribute operations: it has none.
     no_xattr = true,
-    /// On a read-only worktree the same for LSEEK: without holes the kernel finds data and holes from
+    /// On a bare base the same for LSEEK: without holes the kernel finds data and holes from
     /// the size alone.
     no_lseek = true,
     /// Where OPEN is not refused, its reply keeps the file's pages.

@@ -304,6 +304,11 @@ impl Worktree {
         self.live.is_none()
     }
 
+    /// Whether it shows its base and nothing else, ever: no extended attributes, no holes.
+    pub fn is_bare_base(&self) -> bool {
+        self.changes.is_none()
+    }
+
     /// How its branch fares; `None` if it is read-only.
     pub fn state(&self) -> Option<BranchState> {
         self.live.as_ref().map(Live::state)

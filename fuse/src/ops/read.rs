@@ -109,8 +109,8 @@ impl Ops {
     /// seek, `ENOSYS` where the kernel is to find out by itself from now on.
     pub fn seek(&self, ino: Ino, offset: i64, whence: i32) -> Result<i64, Errno> {
         let found = self.run(Message::Lseek, ino, || {
-            // A file that can be written can have holes, of which only we know.
-            if self.levers.no_lseek && self.worktree.is_read_only() {
+            // A file that is or was written can have holes, of which only we know.
+            if self.levers.no_lseek && self.worktree.is_bare_base() {
                 return Ok(Err(Errno::NOSYS));
             }
             let what = match whence {

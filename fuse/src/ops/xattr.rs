@@ -109,9 +109,9 @@ impl Ops {
         })?
     }
 
-    /// A read-only worktree has none and says so once.
+    /// A bare base has none and says so once.
     fn have_xattrs(&self, message: Message) -> Result<(), Errno> {
-        if !self.worktree.is_read_only() {
+        if !self.worktree.is_bare_base() {
             return Ok(());
         }
         self.counters.count(message);
