@@ -3,8 +3,8 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    attach, branch, clone, completions, daemon, diff, doctor, exec, export, fsck, mount, ps,
-    snapshot, stats, status, umount, version, worktree,
+    attach, branch, clone, completions, daemon, diff, doctor, exec, export, fsck, materialize,
+    mount, ps, snapshot, stats, status, umount, version, worktree,
 };
 
 use crate::exec::StageArgs;
@@ -72,6 +72,8 @@ pub enum Command {
     Diff(diff::Args),
     /// Make a git commit of what a branch or a snapshot is
     Export(export::Args),
+    /// Make a plain directory, with a repository of its own, of what a branch, snapshot or revision is
+    Materialize(materialize::Args),
     /// Make the namespaces of a command (what `exec` starts)
     #[command(hide = true, name = "exec-namespace")]
     ExecNamespace(StageArgs),

@@ -19,6 +19,7 @@ mod output;
 mod progress;
 mod protocol;
 mod socket;
+mod transfer;
 mod wire;
 
 use std::process::ExitCode;

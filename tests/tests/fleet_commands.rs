@@ -1,7 +1,8 @@
 //! Goal: what a user of many branches asks for besides making them is done as said, wholly or not at all.
 //!
 //! Branches get other names, whatever names them follows, and the death of the daemon leaves the old name or
-//! the new one. Snapshots say what they are.
+//! the new one. Snapshots say what they are, and paths become what they were in one. A materialized branch has
+//! everything and needs nothing of the store.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -296,4 +297,200 @@ fn a_snapshot_says_what_it_is_and_what_it_changes() {
     store.fails(3, &["snapshot", "diff", &last]);
     assert_eq!(store.ok(&["snapshot", "diff", &last, "main"]), "");
     assert_sound(&store);
+}
+
+/// The lines of `git status` without those about ignored files.
+fn porcelain(dir: &Path) -> String {
+    git(dir, &["status", "--porcelain=v1", "-sb"])
+}
+
+#[test]
+fn paths_become_what_they_were_in_a_snapshot() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    change(&main);
+    fs::create_dir(main.join("deep")).unwrap();
+    fs::write(main.join("deep/file"), "deep\n").unwrap();
+    fs::hard_link(main.join("deep/file"), main.join("deep/link")).unwrap();
+    std::os::unix::fs::symlink("deep/file", main.join("sym")).unwrap();
+    fs::set_permissions(main.join("deep/file"), fs::Permissions::from_mode(0o600)).unwrap();
+    let id = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
+    let then = tree::read(&main);
+
+    fs::write(main.join("dir/two"), "changed\n").unwrap();
+    fs::write(main.join("dir/new"), "new\n").unwrap();
+    fs::write(main.join("untracked"), "changed\n").unwrap();
+    fs::remove_dir_all(main.join("deep")).unwrap();
+    fs::write(main.join("deep"), "a file now\n").unwrap();
+    fs::remove_file(main.join("sym")).unwrap();
+    fs::create_dir_all(main.join("sym/dir")).unwrap();
+    git(&main, &["add", "dir/two"]);
+    let changed = (status(&main), tree::read(&main));
+    let held = fs::File::open(main.join("dir/two")).unwrap();
+    let untouched = fs::metadata(main.join("dir/one")).unwrap();
+
+    let said = store.json(&["snapshot", "restore", &id, "dir"]);
+    assert_eq!((&said["written"], &said["removed"]), (&1.into(), &1.into()), "only what differs");
+    let before = said["before"].as_str().unwrap().to_owned();
+    assert_eq!(fs::read_to_string(main.join("dir/two")).unwrap(), "2\n");
+    assert_eq!(std::io::read_to_string(&held).unwrap(), "changed\n", "who has it open goes on");
+    assert!(!main.join("dir/new").exists());
+    assert_eq!(fs::read_to_string(main.join("untracked")).unwrap(), "changed\n");
+    assert_eq!(
+        fs::metadata(main.join("dir/one")).unwrap().modified().unwrap(),
+        untouched.modified().unwrap()
+    );
+    // What is staged stays staged, and git sees that the file is another one.
+    assert!(status(&main).contains("MM dir/two"), "{}", status(&main));
+    drop(held);
+    // From a directory of the worktree, relative to it; a parent that was a directory is one again.
+    let mut command = store.command(&[
+        "snapshot",
+        "restore",
+        &id,
+        "--",
+        "../deep/link",
+        "../deep/file",
+        "../sym",
+    ]);
+    command.current_dir(main.join("dir"));
+    let done = store.finish(command);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let stat = |name: &str| {
+        use std::os::unix::fs::MetadataExt;
+        let stat = fs::symlink_metadata(main.join(name)).unwrap();
+        (stat.ino(), stat.mode() & 0o777, stat.nlink())
+    };
+    assert_eq!(stat("deep/file"), stat("deep/link"));
+    assert_eq!((stat("deep/file").1, stat("deep/file").2), (0o600, 2));
+    assert_eq!(fs::read_link(main.join("sym")).unwrap(), Path::new("deep/file"));
+    store.ok(&["snapshot", "restore", &id, "--", "."]);
+    assert_eq!(tree::read(&main), then);
+    let again = store.json(&["snapshot", "restore", &id, "."]);
+    let nothing: serde_json::Value = 0.into();
+    assert_eq!(
+        (&again["written"], &again["removed"], &again["adjusted"]),
+        (&nothing, &nothing, &nothing)
+    );
+    assert_sound(&store);
+    store.ok(&["snapshot", "restore", &before]);
+    assert_eq!((status(&main), tree::read(&main)), changed, "it was kept");
+
+    // What is outside or in neither is refused by name, and nothing is changed or kept for it.
+    let count = || store.json(&["snapshot", "list"])["snapshots"].as_array().unwrap().len();
+    let snapshots = count();
+    for (code, path) in
+        [(4, "../outside"), (4, "/etc/passwd"), (4, ".git"), (3, "neither"), (3, "dir/one/below")]
+    {
+        let said = store.fails(code, &["snapshot", "restore", &id, "dir/two", path]);
+        assert!(said.contains(path), "{said}");
+    }
+    assert_eq!(((status(&main), tree::read(&main)), count()), (changed, snapshots));
+    // A link leads nowhere.
+    let outside = store.path("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("link"), "outside\n").unwrap();
+    fs::remove_file(main.join("deep")).unwrap();
+    std::os::unix::fs::symlink(&outside, main.join("deep")).unwrap();
+    store.ok(&["snapshot", "restore", &id, "--", "deep/link"]);
+    assert_eq!(fs::read_to_string(outside.join("link")).unwrap(), "outside\n");
+    assert_eq!(fs::read_to_string(main.join("deep/link")).unwrap(), "deep\n");
+    // One that is not mounted.
+    store.ok(&["umount", &main.display().to_string()]);
+    store.ok(&["snapshot", "restore", &id, "--", "untracked", "sym", "deep", "dir"]);
+    store.ok(&["mount", "main", &main.display().to_string()]);
+    assert_eq!(tree::read(&main), then);
+    assert_sound(&store);
+}
+
+#[test]
+fn a_plain_directory_is_what_the_branch_is_and_stands_alone() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    change(&main);
+    git(&main, &["branch", "other"]);
+    git(&main, &["commit", "-qm", "more"]);
+    fs::write(main.join("dir/two"), "staged\n").unwrap();
+    git(&main, &["add", "dir/two"]);
+    fs::hard_link(main.join("untracked"), main.join("build/link")).unwrap();
+    std::os::unix::fs::symlink("nowhere", main.join("sym")).unwrap();
+    let sparse = fs::File::create(main.join("build/sparse")).unwrap();
+    sparse.set_len(64 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", 50 << 20).unwrap();
+    drop(sparse);
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(main.join("untracked"), "user.note", b"kept", flags).unwrap();
+    let plain = store.path("plain");
+    let text = plain.display().to_string();
+    let snapshots = || store.json(&["snapshot", "list"])["snapshots"].as_array().unwrap().len();
+    let said = store.json(&["materialize", "main", &text]);
+    assert_eq!(said["commit"], git(&main, &["rev-parse", "HEAD"]));
+    assert_eq!(snapshots(), 0, "what was made for it is gone");
+    let look = |dir: &Path| {
+        (
+            tree::read(dir),
+            status(dir),
+            porcelain(dir),
+            git(dir, &["log", "--all", "--oneline"]),
+            git(dir, &["diff", "--cached"]),
+        )
+    };
+    assert_eq!(look(&plain), look(&main));
+    let stat = |dir: &Path, name: &str| {
+        use std::os::unix::fs::MetadataExt;
+        let stat = fs::symlink_metadata(dir.join(name)).unwrap();
+        (stat.mode(), stat.nlink(), stat.mtime(), stat.mtime_nsec(), stat.size())
+    };
+    for name in [
+        "dir/one",
+        "dir/two",
+        "untracked",
+        "build/out",
+        "build/link",
+        "sym",
+        "build/sparse",
+        ".gitignore",
+    ] {
+        assert_eq!(stat(&plain, name), stat(&main, name), "{name}");
+    }
+    for name in ["build", "dir"] {
+        assert_eq!(stat(&plain, name).2, stat(&main, name).2, "{name}");
+    }
+    let blocks =
+        std::os::unix::fs::MetadataExt::blocks(&fs::metadata(plain.join("build/sparse")).unwrap());
+    assert!(blocks < 2048, "{blocks} blocks");
+    let mut note = [0; 8];
+    let len = rustix::fs::getxattr(plain.join("untracked"), "user.note", &mut note[..]).unwrap();
+    assert_eq!(&note[..len], b"kept");
+    // It needs nothing of the store.
+    assert!(!plain.join(".git/objects/info/alternates").exists());
+    assert_eq!(git(&plain, &["for-each-ref", "refs/agentfs"]), "");
+    store.fails(4, &["materialize", "main", &text]);
+    store.fails(3, &["materialize", "nowhere", &store.path_text("none")]);
+    store.fails(4, &["materialize", "main", &main.join("build").display().to_string()]);
+    let id = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
+    git(&main, &["commit", "-qam", "later"]);
+    let of_snapshot = store.path("of-snapshot");
+    fs::create_dir(&of_snapshot).unwrap();
+    store.ok(&["materialize", &id, &of_snapshot.display().to_string()]);
+    assert_eq!(tree::read(&of_snapshot), tree::read(&plain));
+    assert_eq!(status(&of_snapshot), status(&plain));
+    let of_commit = store.path("of-commit");
+    store.ok(&["materialize", "source@other", &of_commit.display().to_string()]);
+    assert_eq!(status(&of_commit), "");
+    assert_eq!(git(&of_commit, &["rev-parse", "HEAD"]), git(&main, &["rev-parse", "other"]));
+    let left: Vec<_> =
+        fs::read_dir(store.path("")).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with('.')), "{left:?}");
+    assert_sound(&store);
+    store.ok(&["umount", "--all"]);
+    store.ok(&["daemon", "stop"]);
+    fs::rename(store.home(), store.path("away")).unwrap();
+    git(&plain, &["fsck", "--strict"]);
+    git(&plain, &["commit", "-qam", "alone"]);
+    fs::rename(store.path("away"), store.home()).unwrap();
 }

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod exec;
 pub mod export;
 pub mod fsck;
+pub mod materialize;
 pub mod mount;
 pub mod ps;
 pub mod snapshot;
@@ -52,6 +53,7 @@ pub fn run(command: Command, output: Output) -> Result<u8> {
         Command::Undo(args) => snapshot::undo(&args, output),
         Command::Diff(args) => diff::run(&args, output),
         Command::Export(args) => export::run(&args, output),
+        Command::Materialize(args) => materialize::run(&args, output).map(|()| 0),
         Command::Worktree(args) => worktree::run(&args, output),
         Command::ExecNamespace(args) => namespace::run(&args),
         Command::ExecInit(args) => init::run(&args),

@@ -1,5 +1,6 @@
 //! `agentfs snapshot`
 
+mod restore;
 mod show;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,8 +11,8 @@ use crate::commands::{call, short};
 use crate::error::Result;
 use crate::output::{Output, count};
 use crate::protocol::{
-    SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotListCall, SnapshotRestoreCall,
-    SnapshotRestored, Snapshots, UndoCall, method,
+    SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotListCall, SnapshotRestored, Snapshots,
+    UndoCall, method,
 };
 
 /// Arguments of `agentfs snapshot`.
@@ -31,8 +32,8 @@ enum Action {
     Show(show::ShowArgs),
     /// Compare a snapshot with its branch as that is now, or with another snapshot
     Diff(show::DiffArgs),
-    /// Make a branch what a snapshot is; what it was before is kept as a snapshot
-    Restore(RestoreArgs),
+    /// Make a branch, or paths of it, what a snapshot is; what it was before is kept as a snapshot
+    Restore(restore::Args),
     /// Remove a snapshot
     Delete(DeleteArgs),
 }
@@ -54,16 +55,6 @@ struct ListArgs {
     branch: Option<String>,
 }
 
-/// Arguments of `agentfs snapshot restore`.
-#[derive(Debug, clap::Args)]
-struct RestoreArgs {
-    /// The snapshot, by the first digits of its name
-    snapshot: String,
-    /// The branch, or repository@branch (default: that of which it was taken)
-    #[arg(long)]
-    branch: Option<String>,
-}
-
 /// Arguments of `agentfs snapshot delete`.
 #[derive(Debug, clap::Args)]
 struct DeleteArgs {
@@ -79,7 +70,7 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
     match &args.action {
         Action::Create(args) => {
             let (branch, message) = (args.branch.clone(), args.message.clone());
-            let params = SnapshotCreateCall { branch, message };
+            let params = SnapshotCreateCall { branch, message, before: false };
             let made: SnapshotInfo = call(output, method::SNAPSHOT_CREATE, &params)?;
             output.result(&made, |out| {
                 writeln!(out, "{}: {}@{}", made.id, made.repository, made.branch)?;
@@ -108,11 +99,7 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
         }
         Action::Show(args) => show::show(args, output)?,
         Action::Diff(args) => return show::compare(args, output),
-        Action::Restore(args) => {
-            let (snapshot, branch) = (args.snapshot.clone(), args.branch.clone());
-            let params = SnapshotRestoreCall { snapshot, branch };
-            restored(&call(output, method::SNAPSHOT_RESTORE, &params)?, output)?;
-        }
+        Action::Restore(args) => restore::run(args, output)?,
         Action::Delete(args) => {
             let params = SnapshotCall { snapshot: args.snapshot.clone() };
             let gone: SnapshotInfo = call(output, method::SNAPSHOT_DELETE, &params)?;

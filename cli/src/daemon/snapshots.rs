@@ -174,7 +174,8 @@ pub fn create(daemon: &Daemon, params: &SnapshotCreateCall) -> Result<SnapshotIn
     let _names = daemon.lock_names();
     let hint = "`agentfs branch list` lists them";
     let (repository, branch) = target::recorded(daemon, &params.branch, hint)?;
-    let record = take(daemon, &repository, &branch, SnapshotReason::Asked, &params.message)?;
+    let reason = if params.before { SnapshotReason::Before } else { SnapshotReason::Asked };
+    let record = take(daemon, &repository, &branch, reason, &params.message)?;
     Ok(info(&record))
 }
 
@@ -447,6 +448,7 @@ fn info(record: &SnapshotRecord) -> SnapshotInfo {
         repository: record.repository.clone(),
         branch: record.name.clone(),
         commit: record.commit.map(|commit| commit.to_string()),
+        base: record.root.to_string(),
         made: record.made.seconds,
         reason: match record.reason {
             SnapshotReason::Asked => "asked",

@@ -95,6 +95,9 @@ pub struct SnapshotCreateCall {
     /// What to say of it.
     #[serde(default)]
     pub message: String,
+    /// Whether it is made before something that changes much, and need not be kept for ever.
+    #[serde(default)]
+    pub before: bool,
 }
 
 /// Makes a branch what a snapshot is.
@@ -179,6 +182,8 @@ pub struct SnapshotInfo {
     pub branch: String,
     /// The commit on which its branch was based; none in an empty repository.
     pub commit: Option<String>,
+    /// The tree on which its branch was based. What has the same one has the same numbers for its inodes.
+    pub base: String,
     /// When it was made, in seconds since 1970.
     pub made: i64,
     /// Why: `asked`, `before` something that changes much, before an `exec`, some `time` after the one
