@@ -3,8 +3,8 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    attach, branch, clone, completions, daemon, diff, doctor, exec, export, fsck, materialize,
-    mount, ps, snapshot, stats, status, umount, version, worktree,
+    attach, backup, branch, clone, completions, daemon, diff, doctor, exec, export, fsck,
+    materialize, mount, ps, snapshot, stats, status, umount, version, worktree,
 };
 
 use crate::exec::StageArgs;
@@ -88,6 +88,10 @@ pub enum Command {
     Stats(stats::Args),
     /// Say what works on this machine, what does not, and why
     Doctor(doctor::Args),
+    /// Write all of the store to one file, while it is used
+    Backup(backup::BackupArgs),
+    /// Make a store of a backup, in an AGENTFS_HOME that is empty or does not exist
+    Restore(backup::RestoreArgs),
     /// Verify everything that is in the store
     Fsck(fsck::Args),
     /// Start, stop or look at the store's daemon

@@ -4,6 +4,7 @@
 //! store talks to the store's one daemon over its control socket (docs/PROTOCOL.md), and starts the
 //! daemon if none is running.
 
+mod archive;
 mod args;
 mod client;
 mod commands;

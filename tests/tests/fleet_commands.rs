@@ -1,8 +1,8 @@
 //! Goal: what a user of many branches asks for besides making them is done as said, wholly or not at all.
 //!
 //! Branches get other names, whatever names them follows, and the death of the daemon leaves the old name or
-//! the new one. Snapshots say what they are, and paths become what they were in one. A materialized branch has
-//! everything and needs nothing of the store.
+//! the new one. Snapshots say what they are, and paths become what they were in one. A materialized branch and a
+//! backup have everything and need nothing of the store that they are made of.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -493,4 +493,89 @@ fn a_plain_directory_is_what_the_branch_is_and_stands_alone() {
     git(&plain, &["fsck", "--strict"]);
     git(&plain, &["commit", "-qam", "alone"]);
     fs::rename(store.path("away"), store.home()).unwrap();
+}
+
+#[test]
+fn a_backup_of_a_store_in_use_is_a_store() {
+    if !fuse_available() {
+        return;
+    }
+    let (mut store, main) = mounted();
+    change(&main);
+    let side = fork(&store, "side", "main");
+    fs::write(side.join("of-side"), vec![9; 200_000]).unwrap();
+    git(&side, &["add", "of-side"]);
+    let id = store.json(&["snapshot", "create", "side"])["id"].as_str().unwrap().to_owned();
+    git(&side, &["commit", "-qm", "of the side"]);
+    fs::write(side.join("not drained"), "x").unwrap();
+    let look = |dir: &Path| (tree::read(dir), status(dir), git(dir, &["log", "--oneline"]));
+    let (of_main, of_side) = (look(&main), look(&side));
+    // Somebody writes and commits all the while.
+    let other = fork(&store, "busy", "main");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let file = store.path("backup");
+    let text = file.display().to_string();
+    let made = thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0.. {
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                fs::write(other.join("busy"), format!("{number}\n")).unwrap();
+                git(&other, &["add", "busy"]);
+                git(&other, &["commit", "-qm", &number.to_string()]);
+            }
+        });
+        let made = store.json(&["backup", &text]);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        made
+    });
+    assert_eq!(made["bytes"], fs::metadata(&file).unwrap().len());
+    store.fails(4, &["backup", &text]);
+    store.fails(4, &["backup", &store.home().join("inside").display().to_string()]);
+    store.fails(4, &["restore", &text]);
+    store.ok(&["daemon", "stop"]);
+
+    store.set_home(store.path("second"));
+    let restored = store.json(&["restore", &text]);
+    assert_eq!((&restored["branches"], &restored["checked"]["damaged"]), (&3.into(), &0.into()));
+    assert_eq!(store.json(&["status"])["worktrees"].as_array().unwrap().len(), 0);
+    for (name, expected) in [("main", of_main), ("side", of_side)] {
+        let dir = store.path(&format!("second-{name}"));
+        store.ok(&["mount", name, &dir.display().to_string()]);
+        assert_eq!(look(&dir), expected, "{name}");
+        assert_eq!(git(&dir, &["symbolic-ref", "HEAD"]), format!("refs/heads/{name}"));
+        let common = git(&dir, &["rev-parse", "--path-format=absolute", "--git-common-dir"]);
+        assert!(Path::new(&common).starts_with(store.home()), "{common}");
+    }
+    let busy = store.path("second-busy");
+    store.ok(&["mount", "busy", &busy.display().to_string()]);
+    git(&busy, &["fsck", "--strict"]);
+    let old = fork(&store, "old", &id);
+    assert_eq!(fs::read(old.join("of-side")).unwrap(), vec![9; 200_000]);
+    assert_sound(&store);
+    store.ok(&["daemon", "stop"]);
+
+    // What is damaged makes no store.
+    let whole = fs::read(&file).unwrap();
+    let damaged = store.path("damaged");
+    store.set_home(store.path("third"));
+    for (code, bytes) in [
+        (
+            5,
+            [
+                &whole[..whole.len() / 2],
+                &[whole[whole.len() / 2] ^ 1],
+                &whole[whole.len() / 2 + 1..],
+            ]
+            .concat(),
+        ),
+        (5, whole[..whole.len() - 1].to_vec()),
+        (4, b"something else".to_vec()),
+    ] {
+        fs::write(&damaged, bytes).unwrap();
+        store.fails(code, &["restore", &damaged.display().to_string()]);
+        assert!(!store.home().exists());
+    }
+    store.fails(3, &["restore", &store.path_text("nowhere")]);
 }

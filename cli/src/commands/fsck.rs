@@ -27,9 +27,7 @@ pub struct Args {
 pub fn run(args: &Args, output: Output) -> Result<u8> {
     let checked: Checked = call(output, method::CHECK, &())?;
     if !args.repair || checked.repairs.is_empty() {
-        output.result(&checked, |out| {
-            findings(out, &checked).and_then(|()| verdict(out, &checked))
-        })?;
+        output.result(&checked, |out| report(out, &checked))?;
         return Ok(code(&checked, false));
     }
     if !output.json {
@@ -61,6 +59,15 @@ const fn code(checked: &Checked, repaired: bool) -> u8 {
         (0, true) => REPAIRED,
         _ => Kind::Damaged.exit_code(),
     }
+}
+
+/// Prints what was found, and what was looked at.
+///
+/// # Errors
+/// What `out` refuses.
+pub fn report(out: &mut dyn Write, checked: &Checked) -> io::Result<()> {
+    findings(out, checked)?;
+    verdict(out, checked)
 }
 
 fn findings(out: &mut dyn Write, checked: &Checked) -> io::Result<()> {

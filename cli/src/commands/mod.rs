@@ -1,6 +1,7 @@
 //! The commands, one a file. Each reads its arguments, calls the daemon and prints.
 
 pub mod attach;
+pub mod backup;
 pub mod branch;
 pub mod clone;
 pub mod completions;
@@ -54,6 +55,8 @@ pub fn run(command: Command, output: Output) -> Result<u8> {
         Command::Diff(args) => diff::run(&args, output),
         Command::Export(args) => export::run(&args, output),
         Command::Materialize(args) => materialize::run(&args, output).map(|()| 0),
+        Command::Backup(args) => backup::backup(&args, output).map(|()| 0),
+        Command::Restore(args) => backup::restore(&args, output),
         Command::Worktree(args) => worktree::run(&args, output),
         Command::ExecNamespace(args) => namespace::run(&args),
         Command::ExecInit(args) => init::run(&args),

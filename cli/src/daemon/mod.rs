@@ -4,6 +4,7 @@
 //! listens, and then says so to whoever started it. tokio runs on one thread and carries messages;
 //! every call runs on a thread of the blocking pool, and file systems on threads of their own.
 
+mod backup;
 mod branches;
 mod calls;
 mod check;

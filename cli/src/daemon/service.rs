@@ -9,7 +9,9 @@ use tracing::info;
 
 use crate::daemon::rpc::{Answer, Call, Service};
 use crate::daemon::state::Daemon;
-use crate::daemon::{branches, calls, check, execs, rename, repair, report, snapshots, views};
+use crate::daemon::{
+    backup, branches, calls, check, execs, rename, repair, report, snapshots, views,
+};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
 use crate::protocol::{ExecEnd, Hello, PROTOCOL, StopCall, Welcome, method};
@@ -46,6 +48,7 @@ impl Service for Methods {
             method::VIEW_BEGIN => views::begin(daemon, &parse(params)?),
             method::STATUS => value(report::status(daemon)),
             method::STATS => value(report::stats(daemon)),
+            method::BACKUP => value(backup::backup(daemon, &parse(params)?, call)),
             method::CHECK => value(check::check(daemon, call)),
             method::REPAIR => value(repair::repair(daemon, call)),
             method::EXEC_BEGIN => execs::begin(daemon, &parse(params)?, call),

@@ -61,6 +61,8 @@ pub mod method {
     pub const STATUS: &str = "status";
     /// Nothing -> [`super::Stats`].
     pub const STATS: &str = "stats";
+    /// [`super::BackupCall`] -> [`super::BackedUp`].
+    pub const BACKUP: &str = "backup";
     /// Nothing -> [`super::Checked`].
     pub const CHECK: &str = "check";
     /// Nothing -> [`super::Repaired`].
@@ -310,6 +312,26 @@ pub struct ExecBegun {
 pub struct ExecEnd {
     /// Its number.
     pub exec: u64,
+}
+
+/// Writes all of the store to a file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackupCall {
+    /// The file, absolute, which does not exist.
+    pub file: WirePath,
+}
+
+/// A backup.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackedUp {
+    /// The file.
+    pub file: WirePath,
+    /// Directories, files and links in it.
+    pub entries: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The hash of all but its last 32 bytes, which it is.
+    pub blake3: String,
 }
 
 /// Stops the daemon.
