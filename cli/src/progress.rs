@@ -16,7 +16,15 @@ use serde::Serialize;
 use crate::protocol::PhaseProgress;
 
 /// The phases in the order in which work goes through them.
-const PHASES: [Phase; 4] = [Phase::Fetch, Phase::Trees, Phase::Ingest, Phase::Check];
+const PHASES: [Phase; 7] = [
+    Phase::Fetch,
+    Phase::Trees,
+    Phase::Ingest,
+    Phase::Check,
+    Phase::Mark,
+    Phase::Sweep,
+    Phase::Compact,
+];
 /// Work that is over sooner shows no bar.
 const QUIET: Duration = Duration::from_millis(500);
 /// How often a meter is looked at.

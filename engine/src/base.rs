@@ -60,6 +60,12 @@ impl NodeCache {
         Ok(loaded)
     }
 
+    /// The directory objects that something uses.
+    pub(crate) fn live(&self) -> Vec<TreeId> {
+        let nodes = self.lock();
+        nodes.iter().filter(|(_, node)| node.strong_count() > 0).map(|(id, _)| *id).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TreeId, Weak<Node>>> {
         // A panic while the map was locked cannot leave it half-changed.
         self.nodes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -90,6 +90,8 @@ pub fn check(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<CheckReport> {
+    // Nothing moves meanwhile.
+    let _upkeep = store.upkeep();
     let snapshot = store.core().snapshot();
     let mut findings = Vec::new();
     let index = Index::read(&snapshot, &mut findings);

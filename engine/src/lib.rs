@@ -18,6 +18,7 @@ pub mod drainer;
 mod encoding;
 pub mod error;
 mod fields;
+pub mod gc;
 pub mod id;
 pub mod limits;
 pub mod outbox;

@@ -17,6 +17,12 @@ pub enum Phase {
     Ingest,
     /// Stored data is verified.
     Check,
+    /// What can still be reached is marked.
+    Mark,
+    /// What cannot is removed.
+    Sweep,
+    /// What is left of segment files is moved together.
+    Compact,
 }
 
 impl fmt::Display for Phase {
@@ -26,6 +32,9 @@ impl fmt::Display for Phase {
             Self::Trees => "trees",
             Self::Ingest => "ingest",
             Self::Check => "check",
+            Self::Mark => "mark",
+            Self::Sweep => "sweep",
+            Self::Compact => "compact",
         })
     }
 }

@@ -119,7 +119,7 @@ fn put_blob(batch: &mut Batch<'_>, bytes: &[u8]) {
 
 fn put_tree(batch: &mut Batch<'_>, tree: &EncodedTree) {
     batch.put_tree(tree).unwrap();
-    batch.map_tree(&fake_oid(tree.subtree.id.as_bytes()), &[0; 32], &tree.subtree);
+    batch.map_tree(&fake_oid(tree.subtree.id.as_bytes()), &[0; 32], &tree.subtree).unwrap();
 }
 
 fn healthy() -> Fixture {
@@ -383,7 +383,7 @@ fn wrong_sizes_ids_and_missing_things_are_found() {
         batch.put_tree(&odd).unwrap();
         batch.put_tree(&other).unwrap();
         batch.map_blob(&unknown, Stored { id: missing, size: 7 });
-        batch.map_tree(&wrong_tree, &[1; 32], &fixture.inner.subtree);
+        batch.map_tree(&wrong_tree, &[1; 32], &fixture.inner.subtree).unwrap();
         batch.put_branch(&branch("lost", absent.subtree.id));
         batch.put_branch(&Branch { repository: "gone".into(), ..branch("b", odd.subtree.id) });
         batch.put_worktree(&worktree("nowhere"));

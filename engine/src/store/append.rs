@@ -152,6 +152,16 @@ impl Appender {
         self.cut()
     }
 
+    /// Begins a new segment, unless nothing is in the last one.
+    pub(super) fn rotate(&mut self) -> Result<()> {
+        if self.tail.segment == 0 || self.tail.end == SEGMENT_HEADER_BYTES as u64 {
+            return Ok(());
+        }
+        self.begin_segment()?;
+        self.dirty = true;
+        Ok(())
+    }
+
     fn begin_segment(&mut self) -> Result<()> {
         self.write_buffer()?;
         if let Some(file) = self.file.take().filter(|_| self.dirty) {

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::{Arc, MutexGuard};
 
-use super::append::Tail;
+use super::append::{Appender, Tail};
+use super::collector::Item;
 use super::database::{Changes, Database, Snapshot};
 use super::records::{Record, branch_key, worktree_key};
 use super::segment::RecordHeader;
@@ -141,6 +142,7 @@ impl<'s> Batch<'s> {
             }
         }
         if content.chunks.len() > 1 {
+            self.core.collector.put(Item::Manifest(content.id));
             self.put_sealed(
                 Table::Manifests,
                 content.id.as_bytes().to_vec(),
@@ -192,8 +194,19 @@ impl<'s> Batch<'s> {
         self.put_sealed(Table::Blobs, key, encode_stored(&stored));
     }
 
-    /// Records that git tree `oid` became `subtree` under the conversion context `context`.
-    pub fn map_tree(&mut self, oid: &GitOid, context: &[u8; 32], subtree: &Subtree) {
+    /// Records that git tree `oid` became `subtree` under the conversion context `context`, unless
+    /// that is not in the store any more.
+    ///
+    /// # Errors
+    /// What reading the database meets.
+    pub fn map_tree(&mut self, oid: &GitOid, context: &[u8; 32], subtree: &Subtree) -> Result<()> {
+        if self.knows(Table::Trees, subtree.id.as_bytes())? {
+            self.put_tree_entry(oid, context, subtree);
+        }
+        Ok(())
+    }
+
+    fn put_tree_entry(&mut self, oid: &GitOid, context: &[u8; 32], subtree: &Subtree) {
         self.put_sealed(Table::GitTrees, git_tree_key(oid, context), encode_subtree(subtree));
     }
 
@@ -239,7 +252,7 @@ impl<'s> Batch<'s> {
                 why: "this batch is incomplete".into(),
             });
         }
-        if self.changes.is_empty() {
+        if self.changes.is_empty() && self.state.appender.tail() == self.start {
             return Ok(());
         }
         let result = self.write();
@@ -298,11 +311,14 @@ impl<'s> Batch<'s> {
         self.changes.get(&table).and_then(|changes| changes.get(key)).is_some_and(Option::is_none)
     }
 
+    /// Whether `key` is there, for who is about to refer to it.
     pub(super) fn knows(&self, table: Table, key: &[u8]) -> Result<bool> {
-        if self.changes.get(&table).is_some_and(|changes| changes.contains_key(key)) {
-            return Ok(true);
+        if let Some(change) = self.changes.get(&table).and_then(|changes| changes.get(key)) {
+            return Ok(change.is_some());
         }
-        self.core.snapshot.load().contains(table, key)
+        let found = self.core.snapshot.load().contains(table, key)?;
+        // What is condemned is not there for who would refer to it.
+        Ok(found && Item::of(table, key).is_none_or(|item| self.core.collector.found(item)))
     }
 
     fn put_object(
@@ -318,17 +334,43 @@ impl<'s> Batch<'s> {
                 limit: object.limit(),
             });
         }
-        let at = if stored.len() <= INLINE_BYTES_MAX {
-            At::Inline(stored)
-        } else {
+        if stored.len() > INLINE_BYTES_MAX {
             let header = RecordHeader::new(object, encoding, raw_len, stored);
-            let appended = self.state.appender.append(&header, stored);
-            self.broken |= appended.is_err();
-            At::Segment(appended?)
-        };
-        let place = Place { encoding, raw_len, at };
-        self.change(object.table(), object.id().to_vec(), Some(place.encode()));
+            return self.put_record(object, &header, stored);
+        }
+        self.put_place(object, &Place { encoding, raw_len, at: At::Inline(stored) });
         Ok(())
+    }
+
+    /// Appends a record and states that the object lies there.
+    pub(super) fn put_record(
+        &mut self,
+        object: Object,
+        header: &RecordHeader,
+        stored: &[u8],
+    ) -> Result<()> {
+        let appended = self.state.appender.append(header, stored);
+        self.note_append(appended.is_ok());
+        let at = At::Segment(appended?);
+        self.put_place(object, &Place { encoding: header.encoding, raw_len: header.raw_len, at });
+        Ok(())
+    }
+
+    fn put_place(&mut self, object: Object, place: &Place<'_>) {
+        self.core.collector.put(match object {
+            Object::Chunk(id) => Item::Chunk(id),
+            Object::Tree(id) => Item::Tree(id),
+        });
+        self.change(object.table(), object.id().to_vec(), Some(place.encode()));
+    }
+
+    pub(super) fn appender(&mut self) -> &mut Appender {
+        &mut self.state.appender
+    }
+
+    /// Notes whether an append was complete: otherwise nothing of this batch can be committed.
+    pub(super) fn note_append(&mut self, complete: bool) {
+        self.broken |= !complete;
     }
 
     pub(super) fn put_sealed(&mut self, table: Table, key: Vec<u8>, value: Vec<u8>) {

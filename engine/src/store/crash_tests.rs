@@ -60,7 +60,7 @@ impl Import {
         }
         batch.put_tree(&self.tree)?;
         let tree_oid = fake_oid(self.tree.subtree.id.as_bytes());
-        batch.map_tree(&tree_oid, &[0; 32], &self.tree.subtree);
+        batch.map_tree(&tree_oid, &[0; 32], &self.tree.subtree)?;
         batch.put_repository(&Repository {
             name: "demo".into(),
             git_dir: "/r".into(),

@@ -74,6 +74,16 @@ impl Database {
         Ok(Self { path: path.to_owned(), database: Some(database) })
     }
 
+    /// Moves everything together and gives back the rest of the file. Nothing else may use it. A crash
+    /// leaves it whole, but the next opening then has to look at all of it.
+    pub(super) fn compact(&mut self) -> Result<()> {
+        let Self { path, database } = self;
+        shielded(path, || {
+            let database = database.as_mut().ok_or(redb::Error::DatabaseClosed)?;
+            database.compact().map(drop).map_err(redb::Error::from)
+        })
+    }
+
     /// Applies `changes` in one durable transaction.
     pub(super) fn apply(&self, changes: &Changes) -> Result<()> {
         shielded(&self.path, || {
@@ -173,6 +183,26 @@ impl Snapshot {
                 }
                 if let Err(error) = visit(key.value(), value.value()) {
                     return Ok(Err(error));
+                }
+            }
+            Ok(Ok(()))
+        })?
+    }
+
+    /// Calls `visit` for every entry from `start` on, in the order of the keys, until it says `false`.
+    pub(crate) fn scan_from(
+        &self,
+        table: Table,
+        start: &[u8],
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        shielded(&self.path, || {
+            for entry in self.table(table).range(start..)? {
+                let (key, value) = entry?;
+                match visit(key.value(), value.value()) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => return Ok(Err(error)),
                 }
             }
             Ok(Ok(()))

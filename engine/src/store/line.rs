@@ -208,6 +208,24 @@ pub(crate) fn rows_of(
     })
 }
 
+/// Calls `visit` for every inode that a layer has, with the layer.
+///
+/// # Errors
+/// What reading the database meets, [`Error::Corrupt`] for a row that cannot be, and what `visit`
+/// returns.
+pub(crate) fn visit_inodes(
+    snapshot: &Snapshot,
+    mut visit: impl FnMut(LayerNumber, Node) -> Result<()>,
+) -> Result<()> {
+    let table = Table::LayerInodes;
+    snapshot.scan(table, b"", |key, sealed| {
+        let node = decode_sealed(table, key, sealed, decode_inode)?;
+        let layer =
+            number_of(key).ok_or_else(|| corrupt_entry(table, key, "its key is impossible"))?;
+        node.map_or(Ok(()), |node| visit(LayerNumber(layer), node))
+    })
+}
+
 /// Applies the rows of a layer; returns whether it has any.
 fn load_layer(
     snapshot: &Snapshot,

@@ -17,15 +17,18 @@ mod append;
 mod batch;
 mod cache;
 mod claim;
+mod collector;
 #[cfg(test)]
 mod crash_tests;
 mod database;
+mod in_use;
 mod layers;
 mod line;
 mod open;
 mod read;
 mod records;
 mod segment;
+mod sweep;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -34,7 +37,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -42,17 +45,24 @@ use arc_swap::ArcSwap;
 pub use batch::Batch;
 pub(crate) use claim::Claim;
 use claim::Claims;
+pub use collector::Hold;
+pub(crate) use collector::{Candidates, Collector, Item, Marks};
+pub use in_use::Upkeep;
 pub use records::{Branch, Repository, SnapshotReason, SnapshotRecord, WorktreeRecord};
 pub use tables::Object;
 pub use writer::{Session, WriteItem, Writer};
 
 pub(crate) use database::Snapshot;
+pub(crate) use in_use::InUse;
 pub(crate) use layers::Head;
-pub(crate) use line::{Layer, Line, Row, decode_head, drained_of, line_of, number_of, rows_of};
+pub(crate) use line::{
+    Layer, Line, Row, decode_head, drained_of, line_of, number_of, rows_of, visit_inodes,
+};
 pub(crate) use open::tail_of;
 pub(crate) use read::{decode_verified, empty_content};
 pub(crate) use records::Record;
 pub(crate) use segment::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Segments, check_header};
+pub(crate) use sweep::{Moved, bytes_of, is_garbage, locate, record_bytes};
 pub(crate) use tables::{
     At, Extent, Place, Table, content_key, corrupt_entry, decode_manifest, decode_stored,
     decode_subtree, oid_from_git_tree_key, oid_from_key, oid_key, unseal,
@@ -158,6 +168,8 @@ pub struct Store {
     /// The last number that a branch, a layer or a snapshot was given.
     last_number: AtomicU64,
     claims: Arc<Claims>,
+    /// Leaf lock.
+    in_use: Mutex<Vec<Weak<dyn InUse>>>,
 }
 
 /// What batches, readers and the background writer share.
@@ -171,6 +183,10 @@ pub(crate) struct Core {
     chunks: Cache<ChunkId, Vec<u8>>,
     manifests: Cache<ContentId, read::Manifest>,
     counters: Arc<Counters>,
+    /// What writers and a garbage collection must know of each other.
+    collector: Arc<Collector>,
+    /// Held during a check or a garbage collection.
+    upkeep: Mutex<()>,
     /// Keeps other processes out.
     _lock: Arc<dyn File>,
 }
@@ -212,6 +228,7 @@ impl Store {
             nodes: NodeCache::default(),
             last_number,
             claims: Arc::default(),
+            in_use: Mutex::default(),
         }))
     }
 
@@ -246,7 +263,8 @@ impl Store {
     /// # Errors
     /// What reading the database meets.
     pub fn content_of(&self, oid: &GitOid) -> Result<Option<Stored>> {
-        self.core.sealed(Table::Blobs, &tables::oid_key(oid), decode_stored)
+        let found = self.core.sealed(Table::Blobs, &tables::oid_key(oid), decode_stored)?;
+        Ok(found.filter(|stored| self.core.collector.found_content(stored.id)))
     }
 
     /// The git blob that `content` was made from without conversion, if it is known.
@@ -264,7 +282,9 @@ impl Store {
     /// # Errors
     /// What reading the database meets.
     pub fn tree_of(&self, oid: &GitOid, context: &[u8; 32]) -> Result<Option<Subtree>> {
-        self.core.sealed(Table::GitTrees, &tables::git_tree_key(oid, context), decode_subtree)
+        let key = tables::git_tree_key(oid, context);
+        let found = self.core.sealed(Table::GitTrees, &key, decode_subtree)?;
+        Ok(found.filter(|subtree| self.core.collector.found(Item::Tree(subtree.id))))
     }
 
     /// Whether content `id` is stored.
@@ -272,7 +292,13 @@ impl Store {
     /// # Errors
     /// What reading the database meets.
     pub fn has_content(&self, id: ContentId) -> Result<bool> {
-        Ok(self.core.size_of(id)?.is_some())
+        Ok(self.core.size_of(id)?.is_some() && self.core.collector.found_content(id))
+    }
+
+    /// Keeps what is found in the store, or put into it, from now on from being taken for garbage.
+    /// To be held by who refers to it later than in the same batch.
+    pub fn hold(&self) -> Hold {
+        self.core.collector.hold()
     }
 
     /// Reads content `id` from `offset` into `out`; returns the number of bytes, which is less
@@ -393,6 +419,10 @@ impl Core {
         &self.segments
     }
 
+    pub(crate) fn collector(&self) -> &Collector {
+        &self.collector
+    }
+
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
@@ -433,7 +463,7 @@ impl Core {
     /// Opens the database anew after it failed, at the state of the last durable transaction.
     fn reopen(&self, state: &mut WriteState) -> Result<()> {
         state.database = None;
-        let result = open::open_database(&self.segments, &self.dir, &self.counters);
+        let result = open::open_database(&self.segments, &self.dir, &self.counters, false);
         match result {
             Ok((database, snapshot, appender)) => {
                 self.snapshot.store(Arc::new(snapshot));
@@ -501,6 +531,19 @@ impl Core {
             None => Ok(self.manifest(id)?.map(|manifest| manifest.size)),
         }
     }
+}
+
+/// The records of a table.
+///
+/// # Errors
+/// What reading the database meets, [`Error::Corrupt`] for one that cannot be.
+pub(crate) fn records_of<R: Record>(snapshot: &Snapshot, table: Table) -> Result<Vec<R>> {
+    let mut records = Vec::new();
+    snapshot.scan(table, b"", |key, sealed| {
+        records.push(decode_sealed(table, key, sealed, R::decode)?);
+        Ok(())
+    })?;
+    Ok(records)
 }
 
 pub(crate) fn decode_sealed<T>(

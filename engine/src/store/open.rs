@@ -5,6 +5,7 @@
 //! was cut short has no such file yet, and its creation is simply finished. Files appear complete,
 //! by renaming, or not at all.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -14,7 +15,7 @@ use arc_swap::ArcSwap;
 use super::append::{Appender, Tail};
 use super::database::{Changes, Database, Snapshot};
 use super::segment::Segments;
-use super::tables::{META_FORMAT, META_TAIL, Table, corrupt_entry, seal, unseal};
+use super::tables::{META_COMPACT, META_FORMAT, META_TAIL, Table, corrupt_entry, seal, unseal};
 use super::turn::Turns;
 use super::{Cache, Core, Counters, STORE_FORMAT, WriteState};
 use crate::error::{Error, Result};
@@ -51,7 +52,7 @@ pub(super) fn open(storage: Arc<dyn Storage>, dir: &Path) -> Result<Core> {
         (_, true) => {}
     }
     let segments = Arc::new(Segments::new(Arc::clone(&storage), segments_dir));
-    let (database, snapshot, appender) = open_database(&segments, dir, &counters)?;
+    let (database, snapshot, appender) = open_database(&segments, dir, &counters, true)?;
     if !finished {
         write_format(&*storage, dir)?;
     }
@@ -65,20 +66,29 @@ pub(super) fn open(storage: Arc<dyn Storage>, dir: &Path) -> Result<Core> {
         chunks: Cache::new(CHUNK_CACHE_BYTES),
         manifests: Cache::new(MANIFEST_CACHE_BYTES),
         counters,
+        collector: Arc::default(),
+        upkeep: Mutex::default(),
         _lock: lock,
     })
 }
 
-/// Opens the database and everything that depends on its state.
+/// Opens the database and everything that depends on its state. With `alone`, when nobody reads it, it is
+/// compacted if a garbage collection has asked for that.
 pub(super) fn open_database(
     segments: &Arc<Segments>,
     dir: &Path,
     counters: &Arc<Counters>,
+    alone: bool,
 ) -> Result<(Database, Snapshot, Appender)> {
     let path = dir.join(DATABASE_FILE);
     let file =
         segments.storage().open(&path, false).map_err(|error| Error::io("open", &path, error))?;
-    let database = Database::open(&path, file, Arc::clone(counters))?;
+    let mut database = Database::open(&path, file, Arc::clone(counters))?;
+    if alone && database.snapshot()?.contains(Table::Meta, META_COMPACT)? {
+        database.compact()?;
+        let done = HashMap::from([(META_COMPACT.to_vec(), None)]);
+        database.apply(&Changes::from([(Table::Meta, done)]))?;
+    }
     let snapshot = database.snapshot()?;
     let found =
         meta(&snapshot, META_FORMAT, |value| value.try_into().ok().map(u32::from_le_bytes))?;

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::{Arc, LazyLock};
 
-use super::tables::{At, Object, Place};
+use super::tables::{At, Extent, Object, Place};
 use super::{Core, count};
 use crate::encoding::Decoder;
 use crate::error::{Error, Result};
@@ -80,19 +80,16 @@ impl Core {
     /// Reads a content that is one chunk straight into `out`, if all of it is wanted.
     fn read_single(&self, chunk: ChunkId, offset: u64, out: &mut [u8]) -> Result<Single> {
         let object = Object::Chunk(chunk);
-        let found = self.read(|snapshot| {
-            snapshot.get(object.table(), object.id(), |value| {
-                let place = Place::decode(&object, value)?;
-                let len = place.raw_len as usize;
-                if offset >= u64::from(place.raw_len) {
-                    return Ok(Single::Read(0));
-                }
-                if offset > 0 || out.len() < len {
-                    return Ok(Single::Part);
-                }
-                self.decode(&object, &place, &mut out[..len])?;
-                Ok(Single::Read(len))
-            })
+        let found = self.read_object(&object, |place| {
+            let len = place.raw_len as usize;
+            if offset >= u64::from(place.raw_len) {
+                return Ok(Single::Read(0));
+            }
+            if offset > 0 || out.len() < len {
+                return Ok(Single::Part);
+            }
+            self.decode(&object, place, &mut out[..len])?;
+            Ok(Single::Read(len))
         })?;
         Ok(found.unwrap_or(Single::Absent))
     }
@@ -137,19 +134,52 @@ impl Core {
 
     /// The verified bytes of a chunk or tree.
     pub(crate) fn load(&self, object: &Object) -> Result<Vec<u8>> {
-        let found = self.read(|snapshot| {
-            snapshot.get(object.table(), object.id(), |value| {
-                let place = Place::decode(object, value)?;
-                self.with_payload(object, &place, |stored, decoder| {
-                    let bytes = decoder
-                        .decode_new(place.encoding, stored, place.raw_len)
-                        .map_err(|why| object.corrupt_at(&place.at, why))?;
-                    verify(object, &place, &bytes)?;
-                    Ok(bytes)
-                })
+        let found = self.read_object(object, |place| {
+            self.with_payload(object, place, |stored, decoder| {
+                let bytes = decoder
+                    .decode_new(place.encoding, stored, place.raw_len)
+                    .map_err(|why| object.corrupt_at(&place.at, why))?;
+                verify(object, place, &bytes)?;
+                Ok(bytes)
             })
         })?;
         found.ok_or_else(|| object.missing())
+    }
+
+    /// Calls `with` for the place of an object, and again if what is read there is wrong because a
+    /// garbage collection has moved the object meanwhile.
+    fn read_object<T>(
+        &self,
+        object: &Object,
+        mut with: impl FnMut(&Place<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
+        loop {
+            let mut at = None;
+            let result = self.read(|snapshot| {
+                snapshot.get(object.table(), object.id(), |value| {
+                    let place = Place::decode(object, value)?;
+                    at = extent(&place);
+                    with(&place)
+                })
+            });
+            let Err(error) = result else { return result };
+            if error.is_corruption() && at.is_some() && self.extent_of(object)? != at {
+                continue;
+            }
+            if matches!((&error, object), (Error::Corrupt { .. }, Object::Chunk(_))) {
+                count(&self.counters.chunks_bad, 1);
+            }
+            return Err(error);
+        }
+    }
+
+    /// Where in a segment an object is now.
+    fn extent_of(&self, object: &Object) -> Result<Option<Extent>> {
+        let found = self.read(|snapshot| {
+            let decode = |value: &[u8]| Ok(extent(&Place::decode(object, value)?));
+            snapshot.get(object.table(), object.id(), decode)
+        })?;
+        Ok(found.flatten())
     }
 
     fn decode(&self, object: &Object, place: &Place<'_>, out: &mut [u8]) -> Result<()> {
@@ -169,7 +199,7 @@ impl Core {
         if matches!(object, Object::Chunk(_)) {
             count(&self.counters.chunks_read, 1);
         }
-        let result = SCRATCH.with_borrow_mut(|Scratch { decoder, record }| match place.at {
+        SCRATCH.with_borrow_mut(|Scratch { decoder, record }| match place.at {
             At::Inline(payload) => with(payload, decoder),
             At::Segment(extent) => {
                 self.segments.read(object, place, extent, record)?;
@@ -179,11 +209,14 @@ impl Core {
                 }
                 result
             }
-        });
-        if matches!((&result, object), (Err(Error::Corrupt { .. }), Object::Chunk(_))) {
-            count(&self.counters.chunks_bad, 1);
-        }
-        result
+        })
+    }
+}
+
+fn extent(place: &Place<'_>) -> Option<Extent> {
+    match place.at {
+        At::Inline(_) => None,
+        At::Segment(extent) => Some(extent),
     }
 }
 
@@ -222,4 +255,53 @@ fn copy_from(bytes: &[u8], offset: u64, out: &mut [u8]) -> usize {
     let len = rest.len().min(out.len());
     out[..len].copy_from_slice(&rest[..len]);
     len
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::content::Preparer;
+    use crate::gc::Collection;
+    use crate::progress::{Cancel, Silent};
+    use crate::store::Store;
+    use crate::testing::FaultyStorage;
+
+    fn noise(seed: u64, len: usize) -> Vec<u8> {
+        crate::check::tests::noise(seed, len)
+    }
+
+    /// A reader that has found a place just before its segment is removed.
+    #[test]
+    fn a_reader_finds_what_was_moved_meanwhile() {
+        let storage = Arc::new(FaultyStorage::new());
+        let store = Store::open_on(storage, Path::new("/store")).unwrap();
+        let (bytes, mut preparer) = (noise(1, 3000), Preparer::new());
+        let content = preparer.content(&bytes);
+        let mut batch = store.batch().unwrap();
+        batch.put_content(&preparer.content(&noise(2, 200_000))).unwrap();
+        batch.put_content(&content).unwrap();
+        batch.commit().unwrap();
+        let collect = || {
+            let upkeep = store.upkeep();
+            let begun = Collection::begin(&store, &upkeep, false).unwrap();
+            assert!(store.has_content(content.id).unwrap(), "which keeps it");
+            begun.run(&Silent, &Cancel::default()).unwrap()
+        };
+        let object = Object::Chunk(content.id.into());
+        let mut places = Vec::new();
+        let read = store.core().read_object(&object, |place| {
+            if places.is_empty() {
+                let report = std::thread::scope(|scope| scope.spawn(collect).join().unwrap());
+                assert_eq!((report.segments.count, report.moved.count), (1, 1));
+            }
+            places.push(extent(place));
+            store.core().with_payload(&object, place, |stored, _| Ok(stored.to_vec()))
+        });
+        assert_eq!(read.unwrap(), Some(bytes));
+        assert_eq!(places.len(), 2);
+        assert_ne!(places[0], places[1]);
+        assert_eq!(store.counters().chunks_bad, 0);
+    }
 }

@@ -138,7 +138,7 @@ impl Segments {
         &*self.storage
     }
 
-    pub(super) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
@@ -196,11 +196,38 @@ impl Segments {
         Ok(file)
     }
 
+    /// The numbers of all segment files, in order.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(crate) fn numbers(&self) -> io::Result<Vec<u32>> {
+        let number = |name: &std::ffi::OsString| {
+            let number = name.to_str()?.strip_suffix(".seg")?.parse().ok()?;
+            self.path(number).ends_with(name).then_some(number)
+        };
+        let mut numbers: Vec<_> = self.storage.list(&self.dir)?.iter().filter_map(number).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
     /// All segment files, in order.
     pub(crate) fn all(&self) -> impl Iterator<Item = (u32, Arc<dyn File>)> {
-        // A segment that was lost leaves a gap.
-        let gap = |number: &u32| self.file(*number).is_err() && self.file(number + 1).is_err();
-        (1..u32::MAX).take_while(move |n| !gap(n)).filter_map(|n| Some((n, self.file(n).ok()?)))
+        let numbers = self.numbers().unwrap_or_default();
+        numbers.into_iter().filter_map(|n| Some((n, self.file(n).ok()?)))
+    }
+
+    /// Removes the file of segment `number`, to which nothing refers. Whoever has it open reads on.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn remove(&self, number: u32) -> io::Result<()> {
+        self.storage.remove(&self.path(number))?;
+        self.open.rcu(|open| {
+            let mut open = HashMap::clone(open);
+            open.remove(&number);
+            open
+        });
+        Ok(())
     }
 
     /// Forgets open files, after some were removed.

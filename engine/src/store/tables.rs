@@ -87,6 +87,8 @@ impl Table {
 
 /// Key in [`Table::Meta`] of the version of the format.
 pub(super) const META_FORMAT: &[u8] = b"format";
+/// Key in [`Table::Meta`] that is there if the database is to be compacted when it is opened.
+pub(super) const META_COMPACT: &[u8] = b"compact";
 /// Key in [`Table::Meta`] of the end of what is stored in segments.
 pub(super) const META_TAIL: &[u8] = b"tail";
 

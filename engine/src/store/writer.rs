@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Batch, Core, Stored};
+use super::{Batch, Core, Hold, Stored};
 use crate::content::{PreparedChunk, PreparedContent, StreamedContent};
 use crate::error::{Error, Result};
 use crate::id::GitOid;
@@ -37,6 +37,8 @@ pub enum WriteItem {
         oid: Option<GitOid>,
         /// The manifest.
         content: StreamedContent,
+        /// Taken before the first of its chunks was sent.
+        hold: Hold,
     },
     /// A directory object whose subtrees were all sent before.
     Tree {
@@ -72,7 +74,7 @@ impl WriteItem {
                 batch.map_blob(oid, Stored { id: content.id, size: content.size });
             }
             Self::Chunk(chunk) => batch.put_chunk(chunk)?,
-            Self::Manifest { oid, content } => {
+            Self::Manifest { oid, content, .. } => {
                 batch.put_manifest(content)?;
                 if let Some(oid) = oid {
                     batch.map_blob(oid, Stored { id: content.id, size: content.size });
@@ -80,7 +82,7 @@ impl WriteItem {
             }
             Self::Tree { oid, context, tree } => {
                 batch.put_tree(tree)?;
-                batch.map_tree(oid, context, &tree.subtree);
+                batch.map_tree(oid, context, &tree.subtree)?;
             }
             Self::ConvertedContent(content) => batch.put_content(content)?,
         }
@@ -402,7 +404,8 @@ mod tests {
         let send = |wanted| {
             let content = StreamedContent { id: ContentId::of(b""), size: 0, chunks: Vec::new() };
             let mut queue = channel.lock();
-            channel.push(&mut queue, WriteItem::Manifest { oid: None, content }, ITEM_BYTES);
+            let hold = store.hold();
+            channel.push(&mut queue, WriteItem::Manifest { oid: None, content, hold }, ITEM_BYTES);
             if wanted {
                 queue.wanted = queue.sent;
             }

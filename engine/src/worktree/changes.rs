@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::base::Base;
-use crate::id::Ino;
-use crate::overlay::Overlay;
+use crate::id::{ChunkId, Ino};
+use crate::overlay::{Body, Overlay, Source};
+use crate::store::InUse;
 
 /// What has changed relative to a base.
 #[derive(Debug)]
@@ -61,6 +62,20 @@ impl Changes {
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Overlay> {
         self.overlay.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InUse for Changes {
+    fn chunks(&self, visit: &mut dyn FnMut(ChunkId)) {
+        let overlay = self.read().copy();
+        for (_, node) in overlay.nodes() {
+            let Body::File(extents) = &node.body else { continue };
+            for (_, extent) in extents.iter() {
+                if let Source::Chunk(id, _) = extent.source {
+                    visit(id);
+                }
+            }
+        }
     }
 }
 

@@ -171,10 +171,10 @@ impl Contents {
                 Ok(Some(bytes))
             }
             Blob::Stream(mut reader) => {
-                let writer = self.store.writer().session();
+                let (writer, hold) = (self.store.writer().session(), self.store.hold());
                 let content = preparer
                     .stream(&mut *reader, &mut |chunk| writer.send(WriteItem::Chunk(chunk)))?;
-                writer.send(WriteItem::Manifest { oid: Some(*oid), content })?;
+                writer.send(WriteItem::Manifest { oid: Some(*oid), content, hold })?;
                 writer.flush()?;
                 Ok(None)
             }

@@ -231,7 +231,9 @@ impl Worktree {
         point: &Point,
     ) -> Arc<Self> {
         let clean = Clean { base, contents, options };
-        let changes = Some(Arc::new(point.changes.copy()));
+        let changes = Arc::new(point.changes.copy());
+        clean.contents.store().note_use(&changes);
+        let changes = Some(changes);
         Arc::new(Self { clean, changes, live: None, kin: Kin::default() })
     }
 
@@ -257,6 +259,7 @@ impl Worktree {
     }
 
     fn over(clean: Clean, live: Live) -> Self {
+        clean.contents.store().note_use(&live.changes);
         let changes = Some(Arc::clone(&live.changes));
         Self { clean, changes, live: Some(live), kin: Kin::default() }
     }

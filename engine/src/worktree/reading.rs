@@ -4,7 +4,10 @@ use super::clean::COOKIE_ADDED;
 use super::{Attributes, DirectoryEntry, FsStatistics, NodeKind, Seek, Worktree};
 use crate::error::{Denial, Error, Result};
 use crate::id::{ContentId, Ino};
-use crate::overlay::{Body, Known, Node, Overlay, Source};
+use crate::overlay::{Body, Extent, Known, Node, Overlay, Source};
+
+/// The length of a read, and where each part of it lies, in order.
+type Pieces = (usize, Vec<(u64, Extent)>);
 
 impl Worktree {
     /// Finds `name` in the directory `parent`; `None` if there is no such entry. `.` and `..` are
@@ -63,29 +66,44 @@ impl Worktree {
     /// [`Error::IsDirectory`], [`Error::WrongKind`] for what has no content, or what
     /// [`super::Contents::read`] and reading the store and the outbox meet.
     pub fn read(&self, ino: Ino, offset: u64, out: &mut [u8]) -> Result<usize> {
+        loop {
+            let Some((len, pieces)) = self.pieces_of(ino, offset, out.len())? else {
+                return self.clean.read(ino, offset, out);
+            };
+            match self.read_pieces(offset, &pieces, &mut out[..len]) {
+                Ok(()) => return Ok(len),
+                // What was overwritten before a garbage collection began may be gone.
+                Err(error)
+                    if error.is_corruption()
+                        && self.pieces_of(ino, offset, out.len())? != Some((len, pieces)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// How many bytes a read from `offset` on gets, of at most `len`, and where they lie; `None` where
+    /// only the base knows.
+    fn pieces_of(&self, ino: Ino, offset: u64, len: usize) -> Result<Option<Pieces>> {
         let Some(changes) = self.changes.as_ref().filter(|changes| changes.is_touched(ino)) else {
-            return self.clean.read(ino, offset, out);
+            return Ok(None);
         };
         let overlay = changes.read();
         let Some(node) = overlay.node(ino).filter(|node| !matches!(node.body, Body::Base)) else {
-            drop(overlay);
-            return if ino.is_new() {
-                Err(Error::NoInode(ino))
-            } else {
-                self.clean.read(ino, offset, out)
-            };
+            return if ino.is_new() { Err(Error::NoInode(ino)) } else { Ok(None) };
         };
         let extents = match &node.body {
             Body::File(extents) => extents,
             Body::Directory(_) => return Err(Error::IsDirectory(ino)),
             _ => return Err(Error::WrongKind(ino)),
         };
-        let len = node.inode.size.saturating_sub(offset).min(out.len() as u64) as usize;
-        let out = &mut out[..len];
-        let pieces: Vec<_> = extents.within(offset..offset + len as u64).collect();
-        // What the pieces name stays readable without the lock: chunks and the base for ever, a
-        // segment of the outbox as long as somebody names it.
-        drop(overlay);
+        let len = node.inode.size.saturating_sub(offset).min(len as u64) as usize;
+        Ok(Some((len, extents.within(offset..offset + len as u64).collect())))
+    }
+
+    /// Fills `out` with what lies at `pieces`, zeros between them. They stay readable without the lock
+    /// under which they were found: the base for ever, a segment of the outbox as long as somebody names
+    /// it, a chunk as long as the file has it, and longer unless a whole garbage collection has passed.
+    fn read_pieces(&self, offset: u64, pieces: &[(u64, Extent)], out: &mut [u8]) -> Result<()> {
         let mut at = 0;
         for (start, extent) in pieces {
             // Both lie in `out`, so they fit.
@@ -96,7 +114,7 @@ impl Worktree {
             at = to;
         }
         out[at..].fill(0);
-        Ok(len)
+        Ok(())
     }
 
     /// Fills `out` with the bytes at `source`.

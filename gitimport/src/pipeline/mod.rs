@@ -270,6 +270,7 @@ impl Ingest<'_> {
         preparer: &mut Preparer,
         blob: &Wanted,
     ) -> Result<WriteItem> {
+        let hold = self.store.hold();
         let mut stream = reader.stream(&blob.oid)?;
         let content = preparer
             .stream(&mut stream, &mut |chunk| {
@@ -278,7 +279,7 @@ impl Ingest<'_> {
             })
             .map_err(|error| Error::streamed(&blob.oid, error))?;
         blob.check_size(content.size)?;
-        Ok(WriteItem::Manifest { oid: Some(blob.oid), content })
+        Ok(WriteItem::Manifest { oid: Some(blob.oid), content, hold })
     }
 
     /// Hands blobs to the writer.

@@ -186,12 +186,12 @@ impl Walk<'_> {
             let (id, size) = (content.id, content.size);
             (WriteItem::Blob { oid: *held, content }, id, size)
         } else {
-            let mut stream = reader.stream(held)?;
+            let (mut stream, hold) = (reader.stream(held)?, self.store.hold());
             let mut sink = |chunk| self.session.send(WriteItem::Chunk(chunk));
             let content = preparer.stream(&mut stream, &mut sink);
             let content = content.map_err(|error| Error::streamed(held, error))?;
             let (id, size) = (content.id, content.size);
-            (WriteItem::Manifest { oid: Some(*held), content }, id, size)
+            (WriteItem::Manifest { oid: Some(*held), content, hold }, id, size)
         };
         self.session.send(item)?;
         self.converted.fetch_add(1, Ordering::Relaxed);
@@ -226,10 +226,11 @@ impl Walk<'_> {
             self.session.send(WriteItem::ConvertedContent(content))?;
             id
         } else {
+            let hold = self.store.hold();
             let mut sink = |chunk| self.session.send(WriteItem::Chunk(chunk));
             let content = worker.preparer.stream(&mut &converted[..], &mut sink)?;
             let id = content.id;
-            self.session.send(WriteItem::Manifest { oid: None, content })?;
+            self.session.send(WriteItem::Manifest { oid: None, content, hold })?;
             id
         };
         self.converted.fetch_add(1, Ordering::Relaxed);

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use agentfs_engine::content::Preparer;
 use agentfs_engine::limits::TREE_DEPTH_MAX;
 use agentfs_engine::progress::{Cancel, Phase, Progress, Silent};
-use agentfs_engine::store::{Session, Store};
+use agentfs_engine::store::{Hold, Session, Store};
 use agentfs_engine::tree::{EntryKind, Subtree};
 use agentfs_engine::{GitOid, TreeId};
 
@@ -60,7 +60,8 @@ type Key = (GitOid, [u8; 32]);
 
 /// Imports git tree `tree` of `repository`: when this returns, its directory objects, and the
 /// content of files that a checkout converts, are durable in `store`. Trees that the git map knows
-/// under the same conversions are not read. The tree of an empty repository is
+/// under the same conversions are not read. Whoever records the tree later has a [`Hold`] that it took
+/// before. The tree of an empty repository is
 /// [`Odb::empty_tree`].
 ///
 /// # Errors
@@ -183,6 +184,8 @@ struct Walk<'a> {
     /// Most trees to be read.
     trees_max: u64,
     converted: AtomicU64,
+    /// What is found and stored stays until the whole is.
+    _hold: Hold,
 }
 
 /// What one thread owns.
@@ -215,6 +218,7 @@ impl<'a> Walk<'a> {
             read: AtomicU64::new(0),
             trees_max: WALK_TREES_MAX,
             converted: AtomicU64::new(0),
+            _hold: store.hold(),
         }
     }
 

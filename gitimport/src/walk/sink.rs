@@ -27,7 +27,7 @@ impl ImportedTrees {
         }
         let mut batch = store.batch()?;
         for ((oid, context), subtree) in &self.0 {
-            batch.map_tree(oid, context, subtree);
+            batch.map_tree(oid, context, subtree)?;
         }
         Ok(batch.commit()?)
     }

@@ -12,11 +12,12 @@ fn the_writer_makes_durable_what_was_sent_in_order() {
         let content = preparer.content(&noise(seed, 3000));
         session.send(WriteItem::Blob { oid: oid(HashKind::Sha1, seed), content }).unwrap();
     }
+    let hold = store.hold();
     let content = preparer
         .stream(&mut &large[..], &mut |chunk| session.send(WriteItem::Chunk(chunk)))
         .unwrap();
     let large_oid = oid(HashKind::Sha1, 99);
-    session.send(WriteItem::Manifest { oid: Some(large_oid), content }).unwrap();
+    session.send(WriteItem::Manifest { oid: Some(large_oid), content, hold }).unwrap();
     let (tree_oid, context, tree) = (oid(HashKind::Sha1, 100), [1; 32], tree(1));
     let subtree = tree.subtree;
     session.send(WriteItem::Tree { oid: tree_oid, context, tree }).unwrap();

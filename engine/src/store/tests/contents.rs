@@ -100,7 +100,12 @@ fn the_git_map_leads_both_ways() {
     let context = [5; 32];
     let mut batch = store.batch().unwrap();
     batch.map_blob(&sha256, stored);
-    batch.map_tree(&sha1, &context, &tree.subtree);
+    batch.map_tree(&sha1, &context, &tree.subtree).unwrap();
+    batch.commit().unwrap();
+    assert_eq!(store.tree_of(&sha1, &context).unwrap(), None, "it is not stored");
+    let mut batch = store.batch().unwrap();
+    batch.put_tree(&tree).unwrap();
+    batch.map_tree(&sha1, &context, &tree.subtree).unwrap();
     batch.commit().unwrap();
     assert_eq!(store.oid_of(stored.id).unwrap(), Some(sha256));
     let mut batch = store.batch().unwrap();
