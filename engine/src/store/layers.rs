@@ -173,7 +173,7 @@ impl Store {
     }
 }
 
-type Layers = BTreeMap<LayerNumber, Layer>;
+pub(super) type Layers = BTreeMap<LayerNumber, Layer>;
 
 /// Whether a layer, or one below it, waits for an outbox.
 fn is_waiting(layers: &Layers, mut at: LayerNumber) -> bool {
@@ -187,7 +187,7 @@ fn is_waiting(layers: &Layers, mut at: LayerNumber) -> bool {
     false
 }
 
-fn layers(snapshot: &Snapshot) -> Result<Layers> {
+pub(super) fn layers(snapshot: &Snapshot) -> Result<Layers> {
     let mut layers = BTreeMap::new();
     snapshot.scan(Table::Layers, b"", |key, sealed| {
         let layer = decode_sealed(Table::Layers, key, sealed, Layer::decode)?;
@@ -327,7 +327,7 @@ impl Batch<'_> {
         let (layers, needed) = {
             let snapshot = self.snapshot();
             let layers = layers(&snapshot)?;
-            let mut needed = self.standing(&snapshot)?;
+            let mut needed = standing(&snapshot, |table, key| self.removes(table, key))?;
             let mut open: Vec<_> = needed.iter().copied().collect();
             while let Some(layer) = open.pop() {
                 if let Some(Layer { below: Some(below), .. }) = layers.get(&layer)
@@ -394,7 +394,7 @@ impl Batch<'_> {
         }
     }
 
-    fn remove_layer(&mut self, layer: LayerNumber) -> Result<()> {
+    pub(super) fn remove_layer(&mut self, layer: LayerNumber) -> Result<()> {
         let prefix = layer_key(layer);
         for table in [Table::Layers, Table::LayerInodes, Table::LayerEntries] {
             for key in self.keys(table, &prefix)? {
@@ -403,32 +403,45 @@ impl Batch<'_> {
         }
         Ok(())
     }
+}
 
-    /// The layers on which a branch or a snapshot stands that this batch does not remove.
-    fn standing(&self, snapshot: &Snapshot) -> Result<BTreeSet<LayerNumber>> {
-        let mut standing = BTreeSet::new();
-        // One whose head is lost may have rows in its first layer.
-        snapshot.scan(Table::Branches, b"", |key, sealed| {
-            let branch = decode_sealed(Table::Branches, key, sealed, Branch::decode)?;
-            if drained_of(snapshot, branch.number)?.is_none() {
-                standing.insert(LayerNumber::first_of(branch.number));
-            }
-            Ok(())
-        })?;
-        snapshot.scan(Table::Heads, b"", |key, sealed| {
-            if !self.removes(Table::Heads, key) {
-                let (layer, _) = decode_sealed(Table::Heads, key, sealed, decode_head)?;
-                standing.insert(layer);
-            }
-            Ok(())
-        })?;
-        snapshot.scan(Table::Snapshots, b"", |key, sealed| {
-            if !self.removes(Table::Snapshots, key) {
-                let found = decode_sealed(Table::Snapshots, key, sealed, SnapshotRecord::decode)?;
-                standing.extend(found.layer);
-            }
-            Ok(())
-        })?;
-        Ok(standing)
-    }
+/// The layers that take the changes of branches.
+pub(super) fn heads(snapshot: &Snapshot) -> Result<BTreeSet<LayerNumber>> {
+    let mut heads = BTreeSet::new();
+    snapshot.scan(Table::Heads, b"", |key, sealed| {
+        heads.insert(decode_sealed(Table::Heads, key, sealed, decode_head)?.0);
+        Ok(())
+    })?;
+    Ok(heads)
+}
+
+/// The layers on which a branch or a snapshot stands whose row is not removed.
+pub(super) fn standing(
+    snapshot: &Snapshot,
+    is_removed: impl Fn(Table, &[u8]) -> bool,
+) -> Result<BTreeSet<LayerNumber>> {
+    let mut standing = BTreeSet::new();
+    // One whose head is lost may have rows in its first layer.
+    snapshot.scan(Table::Branches, b"", |key, sealed| {
+        let branch = decode_sealed(Table::Branches, key, sealed, Branch::decode)?;
+        if drained_of(snapshot, branch.number)?.is_none() {
+            standing.insert(LayerNumber::first_of(branch.number));
+        }
+        Ok(())
+    })?;
+    snapshot.scan(Table::Heads, b"", |key, sealed| {
+        if !is_removed(Table::Heads, key) {
+            let (layer, _) = decode_sealed(Table::Heads, key, sealed, decode_head)?;
+            standing.insert(layer);
+        }
+        Ok(())
+    })?;
+    snapshot.scan(Table::Snapshots, b"", |key, sealed| {
+        if !is_removed(Table::Snapshots, key) {
+            let found = decode_sealed(Table::Snapshots, key, sealed, SnapshotRecord::decode)?;
+            standing.extend(found.layer);
+        }
+        Ok(())
+    })?;
+    Ok(standing)
 }

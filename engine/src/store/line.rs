@@ -84,6 +84,11 @@ fn decode_inode(value: &[u8]) -> Option<Option<Node>> {
     if value.is_empty() { Some(None) } else { InodeRow::decode(value).map(Some) }
 }
 
+/// Whether the row of an entry says that it is left to the base.
+pub(super) fn is_left(value: &[u8]) -> bool {
+    EntryRow::decode(value) == Some(None)
+}
+
 /// A row of a layer.
 pub(crate) enum Row<'a> {
     /// A changed inode; without a node it is gone.

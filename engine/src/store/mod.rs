@@ -21,6 +21,7 @@ mod collector;
 #[cfg(test)]
 mod crash_tests;
 mod database;
+mod fold;
 mod in_use;
 mod layers;
 mod line;

@@ -99,3 +99,92 @@ fn a_layer_that_was_named_meanwhile_goes_on_waiting() {
     drained_through(point.through);
     assert_eq!(waits(), None);
 }
+
+/// A branch that was snapshotted often has few layers when the snapshots are gone, and is what it was.
+#[test]
+fn lines_of_layers_are_folded_where_nobody_stands() {
+    let mut herd = Herd::begin(FaultyStorage::new()).unwrap();
+    for number in 0..40_u8 {
+        herd.write(0, &[number; 100]).unwrap();
+        herd.take(&HerdStep::Snapshot(0)).unwrap();
+        herd.take(&HerdStep::Drain(0)).unwrap();
+    }
+    assert_eq!(herd.layers().unwrap(), 41);
+    assert_eq!(herd.fold().unwrap(), 0, "a snapshot stands on each");
+    // All but those numbered 20 and 39 go.
+    for number in (0..39).rev().filter(|number| *number != 20) {
+        herd.take(&HerdStep::DropSnapshot(number)).unwrap();
+    }
+    assert_eq!(herd.layers().unwrap(), 41);
+    assert_eq!(herd.fold().unwrap(), 19 + 17);
+    assert_eq!(herd.layers().unwrap(), 5);
+    for _ in 0..2 {
+        herd.compare().unwrap();
+        herd.compare_snapshots().unwrap();
+        herd.take(&HerdStep::Restart).unwrap();
+    }
+    assert_eq!(herd.findings().unwrap(), [""; 0]);
+}
+
+/// What somebody looks at stays as long as he does, though nothing in the store leads to it any more.
+#[test]
+fn what_is_viewed_is_not_taken_away() {
+    let mut herd = Herd::begin(FaultyStorage::new()).unwrap();
+    herd.take(&HerdStep::Fork(0)).unwrap();
+    herd.write(1, &[1; 5000]).unwrap();
+    herd.take(&HerdStep::Snapshot(1)).unwrap();
+    herd.take(&HerdStep::Drain(1)).unwrap();
+    let gone = [HerdStep::DropSnapshot(0), HerdStep::Drop(1)];
+    let reports = herd.collect_beside_a_view(&gone).unwrap();
+    assert_eq!(reports.map(|report| report.freed.chunks.count), [0, 1]);
+}
+
+fn littered(storage: FaultyStorage) -> Herd {
+    let mut herd = Herd::begin(storage).unwrap();
+    for number in 0..12_u8 {
+        herd.write(0, &vec![number; 3000 + usize::from(number)]).unwrap();
+        herd.take(&HerdStep::Snapshot(0)).unwrap();
+        if number % 3 == 0 {
+            herd.take(&HerdStep::Drain(0)).unwrap();
+        }
+    }
+    herd.take(&HerdStep::Fork(0)).unwrap();
+    herd.write(1, b"the fork").unwrap();
+    for number in [9, 8, 7, 5, 3, 2, 1] {
+        herd.take(&HerdStep::DropSnapshot(number)).unwrap();
+    }
+    herd.take(&HerdStep::Drain(1)).unwrap();
+    // Not drained.
+    herd.write(0, b"the last").unwrap();
+    herd.take(&HerdStep::Sync(0)).unwrap();
+    herd
+}
+
+/// A power failure at any sync of a collection and of a fold takes nothing that can be reached.
+#[test]
+fn upkeep_that_is_cut_short_takes_nothing() {
+    let work = |herd: &mut Herd| herd.fold().and_then(|folded| Ok((folded, herd.collect(&[])?)));
+    let whole = FaultyStorage::new();
+    let mut herd = littered(whole.clone());
+    let first = whole.syncs();
+    let (folded, report) = work(&mut herd).unwrap();
+    assert!(folded > 3 && report.freed.chunks.count > 3, "{folded} {report:?}");
+    let last = whole.syncs();
+    for sync in first..last {
+        for seed in 0..3 {
+            let storage = FaultyStorage::new();
+            let mut herd = littered(storage.clone());
+            storage.fail_at(sync);
+            work(&mut herd).unwrap_err();
+            let crashed = herd.crashed(seed);
+            herd.restart(crashed, &|_| true).unwrap();
+            herd.compare().unwrap();
+            herd.compare_snapshots().unwrap();
+            assert_eq!(herd.findings().unwrap(), [""; 0], "sync {sync}, seed {seed}");
+            work(&mut herd).unwrap();
+            herd.compare().unwrap();
+            herd.compare_snapshots().unwrap();
+            assert_eq!(herd.findings().unwrap(), [""; 0], "sync {sync}, seed {seed}");
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! Branches of one store that come from each other, each with its model, and snapshots of them.
 
+mod collect;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,11 +36,26 @@ pub(in crate::worktree) enum HerdStep {
     Drain(u8),
     Sync(u8),
     Restart,
+    /// Garbage is collected, and others go on meanwhile.
+    Collect(Vec<HerdStep>),
+    /// Lines of layers are made shorter.
+    Fold,
 }
 
 /// Random steps. Bias: many changes, and layers on layers before they are drained.
 pub(in crate::worktree) fn herd_steps(len: usize) -> impl Strategy<Value = Vec<HerdStep>> {
     let step = prop_oneof![
+        32 => herd_step(),
+        1 => Just(HerdStep::Restart),
+        1 => prop::collection::vec(herd_step(), 0..12).prop_map(HerdStep::Collect),
+        1 => Just(HerdStep::Fold),
+    ];
+    prop::collection::vec(step, 1..len)
+}
+
+/// What can be done at any time.
+fn herd_step() -> impl Strategy<Value = HerdStep> {
+    prop_oneof![
         24 => (any::<u8>(), op()).prop_map(|(at, (kind, dice))| HerdStep::Op(at, kind, dice)),
         3 => any::<u8>().prop_map(HerdStep::Fork),
         3 => any::<u8>().prop_map(HerdStep::Snapshot),
@@ -48,9 +65,7 @@ pub(in crate::worktree) fn herd_steps(len: usize) -> impl Strategy<Value = Vec<H
         1 => any::<u8>().prop_map(HerdStep::Drop),
         2 => any::<u8>().prop_map(HerdStep::Drain),
         1 => any::<u8>().prop_map(HerdStep::Sync),
-        1 => Just(HerdStep::Restart),
-    ];
-    prop::collection::vec(step, 1..len)
+    ]
 }
 
 struct Member {
@@ -169,6 +184,8 @@ impl Herd {
             }
             HerdStep::Drain(at) => drop(self.members[self.at(*at)].worktree().drain()?),
             HerdStep::Sync(at) => self.members[self.at(*at)].worktree().sync()?,
+            HerdStep::Collect(steps) => drop(self.collect(steps)?),
+            HerdStep::Fold => drop(self.fold()?),
             HerdStep::Restart => self.restart(self.storage.clone(), &|_| true)?,
         }
         Ok(())
