@@ -3,7 +3,7 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    attach, backup, branch, clone, completions, daemon, diff, doctor, exec, export, fsck,
+    attach, backup, branch, clone, completions, daemon, diff, doctor, du, exec, export, fsck, gc,
     materialize, mount, ps, snapshot, stats, status, umount, version, worktree,
 };
 
@@ -94,6 +94,10 @@ pub enum Command {
     Restore(backup::RestoreArgs),
     /// Verify everything that is in the store
     Fsck(fsck::Args),
+    /// Remove what neither a branch nor a snapshot needs
+    Gc(gc::Args),
+    /// Show what branches and snapshots take of the store
+    Du(du::Args),
     /// Start, stop or look at the store's daemon
     Daemon(daemon::Args),
     /// Print the completion script of a shell

@@ -8,9 +8,11 @@ pub mod completions;
 pub mod daemon;
 pub mod diff;
 pub mod doctor;
+pub mod du;
 pub mod exec;
 pub mod export;
 pub mod fsck;
+pub mod gc;
 pub mod materialize;
 pub mod mount;
 pub mod ps;
@@ -65,6 +67,8 @@ pub fn run(command: Command, output: Output) -> Result<u8> {
         Command::Stats(args) => stats::run(&args, output),
         Command::Doctor(args) => doctor::run(&args, output),
         Command::Fsck(args) => fsck::run(&args, output),
+        Command::Gc(args) => gc::run(&args, output),
+        Command::Du(args) => du::run(&args, output),
         Command::Daemon(args) => daemon::run(&args, output),
         Command::Completions(args) => completions::run(&args),
         Command::Version(args) => version::run(&args, output),

@@ -246,6 +246,8 @@ fn begin(
         )?,
         None => {
             let target = Target { branch: Some(name.into()), ..target };
+            // Until what is imported is on record.
+            let _hold = daemon.store.hold();
             let (root, trees) = target::import(daemon, repository, &target, call)?;
             let branch = target::branch(daemon, repository, &target, root)?;
             let mut batch = daemon.store.batch()?;

@@ -70,6 +70,8 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
         Some(rev) => Target { branch: None, ..Target::of_revision(daemon, &repository, rev)? },
         None => Target::of_head(&*repository.git()?)?,
     };
+    // Until what is imported is on record.
+    let _hold = daemon.store.hold();
     let (root, trees) = target::import(daemon, &repository, &target, call)?;
     let branch = target::branch(daemon, &repository, &target, root)?;
     call.cancel.check()?;
@@ -202,6 +204,8 @@ fn attach_head(
     call: &Call,
 ) -> Result<(Branch, Option<String>, ImportedTrees)> {
     let target = Target::of_head(&*repository.git_as_it_is()?)?;
+    // Until what is imported is on record.
+    let _hold = daemon.store.hold();
     let (root, trees) = target::import(daemon, repository, &target, call)?;
     let _names = daemon.lock_names();
     let branch = target::branch(daemon, repository, &target, root)?;
@@ -235,6 +239,8 @@ pub fn mount_at(
     call: &Call,
     recorded: bool,
 ) -> Result<Answer> {
+    // Until what is imported is on record.
+    let _hold = daemon.store.hold();
     let MountCall { what, at, exclusive } = params;
     let (name, revision) = target::parse(daemon, what)?;
     let repository = daemon.repositories.get(&daemon.store, &name)?;

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agentfs_engine::BranchNumber;
+use agentfs_engine::progress::Cancel;
 use agentfs_engine::store::{SnapshotReason, SnapshotRecord};
 use tracing::{debug, warn};
 
@@ -27,6 +28,10 @@ const DAY: i64 = 24 * HOUR;
 const ALL: i64 = HOUR;
 const HOURLY: i64 = DAY;
 const DAILY: i64 = 30 * DAY;
+
+/// So many layers on which nobody stands may lie on each other: to join each with the next at once would
+/// write the same rows again and again.
+const SPARE_LAYERS: usize = 8;
 
 /// The thread that makes and removes them.
 pub struct Keeper {
@@ -83,12 +88,49 @@ fn keep(daemon: &Daemon, now: i64) -> Result<()> {
             warn!("no snapshot of {}: {failure}", up.record.branch);
         }
     }
-    for snapshot in too_many(&snapshots, now) {
+    forget(daemon, &too_many(&snapshots, now, DAILY))?;
+    let folded = fold(daemon, &Cancel::default())?;
+    if folded > 0 {
+        debug!("{folded} layers became a part of others");
+    }
+    Ok(())
+}
+
+fn forget(daemon: &Daemon, snapshots: &[&SnapshotRecord]) -> Result<u64> {
+    for snapshot in snapshots {
         let _names = daemon.lock_names();
         snapshots::forget(daemon, snapshot)?;
         debug!("snapshot {} is too old", snapshots::id(snapshot.number));
     }
-    Ok(())
+    Ok(snapshots.len() as u64)
+}
+
+/// Removes the snapshots whose time is over; `removed` says for how many days what is kept of removed
+/// branches stays. Returns how many those were.
+///
+/// # Errors
+/// What the store, git and the file system meet.
+pub fn expire(daemon: &Daemon, removed: Option<u32>) -> Result<u64> {
+    // None stays for no day, not even one that was made at this second.
+    let removed = removed.map_or(DAILY, |days| i64::from(days) * DAY - 1);
+    forget(daemon, &too_many(&daemon.store.all_snapshots()?, now(), removed))
+}
+
+/// Makes lines of layers shorter where nobody stands between two; how many layers that has saved.
+///
+/// # Errors
+/// What the store meets; cancellation.
+pub fn fold(daemon: &Daemon, cancel: &Cancel) -> Result<u64> {
+    let mut folded = 0;
+    loop {
+        cancel.check()?;
+        // A layer that was just sealed is about to be stood on.
+        let _names = daemon.lock_names();
+        match daemon.store.fold(SPARE_LAYERS)? {
+            0 => return Ok(folded),
+            more => folded += more,
+        }
+    }
 }
 
 fn keep_one(
@@ -112,9 +154,9 @@ fn keep_one(
     Ok(())
 }
 
-/// Those that were made unasked and are too many for their age, and removed branches that were kept long
-/// enough.
-fn too_many(snapshots: &[SnapshotRecord], now: i64) -> Vec<&SnapshotRecord> {
+/// Those that were made unasked and are too many for their age, and removed branches that were kept for
+/// more than `removed` seconds.
+fn too_many(snapshots: &[SnapshotRecord], now: i64, removed: i64) -> Vec<&SnapshotRecord> {
     let mut newest_first: Vec<_> = snapshots.iter().collect();
     newest_first.sort_unstable_by_key(|one| std::cmp::Reverse(one.number));
     let mut taken = HashSet::new();
@@ -123,7 +165,7 @@ fn too_many(snapshots: &[SnapshotRecord], now: i64) -> Vec<&SnapshotRecord> {
         let age = now.saturating_sub(made);
         match one.reason {
             SnapshotReason::Asked => true,
-            SnapshotReason::Removed => age <= DAILY,
+            SnapshotReason::Removed => age <= removed,
             _ if age <= ALL => true,
             _ if age <= HOURLY => taken.insert((one.branch, HOUR, made.div_euclid(HOUR))),
             _ if age <= DAILY => taken.insert((one.branch, DAY, made.div_euclid(DAY))),
@@ -166,15 +208,16 @@ mod tests {
     fn the_older_they_are_the_fewer_are_kept() {
         let all: Vec<_> =
             (0..40 * DAY / 600).map(|n| made(1, n * 600, SnapshotReason::Time)).collect();
-        let gone = too_many(&all, NOW).len();
+        let gone = too_many(&all, NOW, DAILY).len();
         let kept = all.len() - gone;
         // Seven of the last hour, one of each hour of a day, one of each day of a month.
         assert!((55..=64).contains(&kept), "{kept}");
         let left: Vec<_> = {
-            let gone: HashSet<_> = too_many(&all, NOW).iter().map(|one| one.number).collect();
+            let gone: HashSet<_> =
+                too_many(&all, NOW, DAILY).iter().map(|one| one.number).collect();
             all.iter().filter(|one| !gone.contains(&one.number)).cloned().collect()
         };
-        assert_eq!(too_many(&left, NOW).len(), 0, "what is left stays");
+        assert_eq!(too_many(&left, NOW, DAILY).len(), 0, "what is left stays");
         assert!(left.iter().any(|one| one.made.seconds == NOW));
         assert!(left.iter().any(|one| NOW - one.made.seconds > 28 * DAY));
     }
@@ -187,9 +230,10 @@ mod tests {
             made(3, 5 * HOUR, SnapshotReason::Time),
             made(4, 5 * HOUR, SnapshotReason::Before),
         ];
-        assert_eq!(too_many(&old, NOW).len(), 0);
+        assert_eq!(too_many(&old, NOW, DAILY).len(), 0);
         let gone =
             [made(1, 31 * DAY, SnapshotReason::Removed), made(2, 31 * DAY, SnapshotReason::Exec)];
-        assert_eq!(too_many(&gone, NOW).len(), 2);
+        assert_eq!(too_many(&gone, NOW, DAILY).len(), 2);
+        assert_eq!(too_many(&old, NOW, 0).len(), 1, "removed branches can be let go of at once");
     }
 }

@@ -23,6 +23,7 @@ mod service;
 mod snapshots;
 mod state;
 mod target;
+mod upkeep;
 mod views;
 mod worktrees;
 

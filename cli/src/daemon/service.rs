@@ -10,11 +10,11 @@ use tracing::info;
 use crate::daemon::rpc::{Answer, Call, Service};
 use crate::daemon::state::Daemon;
 use crate::daemon::{
-    backup, branches, calls, check, execs, rename, repair, report, snapshots, views,
+    backup, branches, calls, check, execs, rename, repair, report, snapshots, upkeep, views,
 };
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
-use crate::protocol::{ExecEnd, Hello, PROTOCOL, StopCall, Welcome, method};
+use crate::protocol::{ExecEnd, GcCall, Hello, PROTOCOL, StopCall, Welcome, method};
 use crate::wire::{self, RpcError};
 
 /// The calls of a daemon.
@@ -51,6 +51,12 @@ impl Service for Methods {
             method::BACKUP => value(backup::backup(daemon, &parse(params)?, call)),
             method::CHECK => value(check::check(daemon, call)),
             method::REPAIR => value(repair::repair(daemon, call)),
+            method::GC => {
+                // Parameters may be left out.
+                let params: Option<GcCall> = parse(params)?;
+                value(upkeep::gc(daemon, &params.unwrap_or_default(), call))
+            }
+            method::USAGE => value(upkeep::usage(daemon, call)),
             method::EXEC_BEGIN => execs::begin(daemon, &parse(params)?, call),
             method::EXEC_END => {
                 let end: ExecEnd = parse(params)?;

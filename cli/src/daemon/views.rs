@@ -47,6 +47,8 @@ impl Drop for View {
 /// [`Kind::NotFound`] if there is no such branch, snapshot or revision; whatever keeps it from being
 /// mounted.
 pub fn begin(daemon: &Daemon, params: &ViewCall) -> Result<Answer> {
+    // Until the view is there.
+    let _hold = daemon.store.hold();
     let names = daemon.lock_names();
     let seen = Seen::of(daemon, &params.what, false)?;
     drop(names);

@@ -2,6 +2,7 @@
 //! them for other languages.
 
 mod branches;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,6 +18,7 @@ pub use branches::{
     SnapshotRestored, SnapshotShown, Snapshots, UndeleteCall, UndoCall, ViewBegun, ViewCall,
     WorktreeRemoveCall, WorktreeRemoved,
 };
+pub use upkeep::{Amount, Amounts, Collected, DiskUsage, GcCall, UsageEntry};
 
 /// The version of the protocol. A client and a daemon that differ in it do not talk.
 pub const PROTOCOL: u32 = 1;
@@ -67,6 +69,10 @@ pub mod method {
     pub const CHECK: &str = "check";
     /// Nothing -> [`super::Repaired`].
     pub const REPAIR: &str = "repair";
+    /// [`super::GcCall`] -> [`super::Collected`].
+    pub const GC: &str = "gc";
+    /// Nothing -> [`super::DiskUsage`].
+    pub const USAGE: &str = "usage";
     /// [`super::ExecCall`] -> [`super::ExecBegun`]. It lasts until `exec.end` or until the
     /// connection ends.
     pub const EXEC_BEGIN: &str = "exec.begin";
