@@ -7,6 +7,9 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
+/// How the name of a file ends that is to replace another one.
+pub(crate) const ASIDE: &str = ".agentfs-new";
+
 /// Writes a small file of a git directory, making the directories above it.
 pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
     let written = std::fs::write(path, content).or_else(|error| match path.parent() {
@@ -17,6 +20,16 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
         _ => Err(error),
     });
     written.map_err(|source| Error::io("write", path, source))
+}
+
+/// Writes a small file of a git directory that others may be reading: they see what was there or all of this.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let mut aside = path.to_owned().into_os_string();
+    aside.push(ASIDE);
+    let aside = Path::new(&aside);
+    write(aside, content)?;
+    sync(aside)?;
+    std::fs::rename(aside, path).map_err(|source| Error::io("write", path, source))
 }
 
 /// Makes `dir` and everything below it durable; returns how many files and directories that were.

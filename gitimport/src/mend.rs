@@ -140,14 +140,7 @@ impl Step {
     /// [`Error::Io`], and what git meets: a locked index among it.
     pub fn take(&self) -> Result<()> {
         match self {
-            Self::Write { path, content } => {
-                let mut aside = path.clone().into_os_string();
-                aside.push(".agentfs-new");
-                let aside = PathBuf::from(aside);
-                files::write(&aside, content)?;
-                files::sync(&aside)?;
-                std::fs::rename(&aside, path).map_err(|source| Error::io("write", path, source))
-            }
+            Self::Write { path, content } => files::replace(path, content),
             Self::Index { path, git_dir, revision } => read_tree(path, git_dir, revision),
             Self::Age { index, second } => racy::age(index, *second),
             Self::Digests { dir } => saved::write_digests(dir),

@@ -18,7 +18,7 @@ use crate::files;
 use crate::limits::{INDEX_BYTES_MAX, STATE_DEPTH_MAX};
 
 /// The name of the file.
-pub(crate) const DIGESTS: &str = "agentfs-digests";
+pub const DIGESTS: &str = "agentfs-digests";
 
 /// Writes the digests of what is in `dir`.
 ///
@@ -28,6 +28,24 @@ pub(crate) fn write_digests(dir: &Path) -> Result<()> {
     let mut digests = BTreeMap::new();
     digest_all(dir, Path::new(""), 0, &mut digests)?;
     files::write(&dir.join(DIGESTS), &encode(&digests))
+}
+
+/// States that the file `name` of `dir`, which was saved as `old`, is `new` now, if it is. Anything else stays as it
+/// was saved.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn restate(dir: &Path, name: &Path, old: &[u8], new: &[u8]) -> Result<()> {
+    let path = dir.join(DIGESTS);
+    let is = |name: &Path| read(&dir.join(name), INDEX_BYTES_MAX).ok().flatten();
+    let Some(mut digests) = is(Path::new(DIGESTS)).and_then(|bytes| decode(&bytes)) else {
+        return Ok(());
+    };
+    if digests.get(name) != Some(&blake3::hash(old)) || is(name).as_deref() != Some(new) {
+        return Ok(());
+    }
+    digests.insert(name.into(), blake3::hash(new));
+    files::replace(&path, &encode(&digests))
 }
 
 /// What is wrong with the state that was saved in `dir`, of a repository with this hash.
@@ -149,7 +167,10 @@ fn digest_all(
 
 fn is_left_out(name: &Path) -> bool {
     let name = name.as_os_str().as_bytes();
-    name == b"index" || name.starts_with(b"sharedindex.") || name == DIGESTS.as_bytes()
+    name == b"index"
+        || name.starts_with(b"sharedindex.")
+        || name.ends_with(files::ASIDE.as_bytes())
+        || name == DIGESTS.as_bytes()
 }
 
 #[cfg(test)]
@@ -195,6 +216,15 @@ mod tests {
         files::write(&dir.join("MERGE_HEAD"), b"x").unwrap();
         assert_eq!(found(), bad("MERGE_HEAD", "it was not saved"));
         fs::remove_file(dir.join("MERGE_HEAD")).unwrap();
+        // Another content is right only where it replaces the one that was saved.
+        let (head, other) = (Path::new("HEAD"), b"ref: refs/heads/other\n");
+        restate(dir, head, whole[0].1, other).unwrap();
+        assert_eq!(found(), []);
+        files::replace(&dir.join(head), other).unwrap();
+        restate(dir, head, b"something else", other).unwrap();
+        assert_eq!(found(), bad("HEAD", "it is not what was saved"));
+        restate(dir, head, whole[0].1, other).unwrap();
+        assert_eq!(found(), []);
         let digests = fs::read(dir.join(DIGESTS)).unwrap();
         for at in 0..digests.len() {
             let mut damaged = digests.clone();

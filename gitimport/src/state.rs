@@ -13,10 +13,10 @@ use std::process::Stdio;
 use agentfs_engine::GitOid;
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, ASIDE};
 use crate::limits::{GIT_FILE_BYTES_MAX, STATE_DEPTH_MAX};
 use crate::repository::Repository;
-use crate::saved::{DIGESTS, write_digests};
+use crate::saved::{DIGESTS, restate, write_digests};
 use crate::transport;
 
 /// Files that say to what an operation in progress is to return, and what a branch begins with there.
@@ -24,8 +24,6 @@ pub(crate) const RETURNS_TO: [(&str, &str); 3] =
     [("rebase-merge/head-name", HEADS), ("rebase-apply/head-name", HEADS), ("BISECT_START", "")];
 /// What says where a git directory belongs, or what was saved of one, and is not carried.
 const OWN: [&str; 5] = ["HEAD", "commondir", "gitdir", "locked", DIGESTS];
-/// How the name of a file ends that is being carried.
-const ASIDE: &str = ".agentfs-new";
 pub(crate) const HEADS: &str = "refs/heads/";
 
 /// Where the `HEAD` of a fork is, and where its branch begins.
@@ -133,10 +131,11 @@ pub fn rename(dir: &Path, from: &str, to: &str) -> Result<()> {
     for (file, prefix) in RETURNS_TO.into_iter().chain([head]) {
         let path = dir.join(file);
         if read(&path)?.is_some_and(|text| text.strip_prefix(prefix) == Some(from)) {
-            let aside = dir.join(format!("renamed{ASIDE}"));
-            files::write(&aside, format!("{prefix}{to}\n").as_bytes())?;
-            fs::rename(&aside, &path).map_err(|source| Error::io("write", &path, source))?;
+            files::replace(&path, format!("{prefix}{to}\n").as_bytes())?;
         }
+        // Also where a killed process had come to this point.
+        let [old, new] = [from, to].map(|name| format!("{prefix}{name}\n").into_bytes());
+        restate(dir, Path::new(file), &old, &new)?;
     }
     Ok(())
 }

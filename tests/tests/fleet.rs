@@ -206,7 +206,7 @@ fn a_snapshot_is_a_moment_for_ever() {
     fs::rename(state.join("HEAD"), state.join("away")).unwrap();
     let damaged = store.run(&["fsck"]);
     assert_eq!(damaged.code, 5);
-    assert!(damaged.stdout.contains("its git state has no"), "{}", damaged.stdout);
+    assert!(damaged.stdout.contains("HEAD: it is missing"), "{}", damaged.stdout);
     fs::rename(state.join("away"), state.join("HEAD")).unwrap();
     let listed = store.ok(&["snapshot", "list", "main"]);
     assert!(listed.contains(&id) && listed.contains("before the worst"), "{listed}");

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use agentfs_gitimport::saved::DIGESTS;
 use serde::Serialize;
 use tempfile::TempDir;
 
@@ -233,7 +234,7 @@ fn repository(source: &Source, tree: &Path) -> Result<()> {
     // Those of a worktree of its own, and how the repository itself was used.
     run_git(git(tree).args(["config", "--unset-all", "core.worktree"])).ok();
     for entry in list(&source.state)? {
-        if !["commondir", "gitdir", "locked"].iter().any(|name| entry == *name)
+        if !["commondir", "gitdir", "locked", DIGESTS].iter().any(|name| entry == *name)
             && !entry.as_encoded_bytes().ends_with(b".lock")
         {
             copy(&source.state.join(&entry), &own.join(&entry), &[])?;

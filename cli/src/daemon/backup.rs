@@ -107,7 +107,7 @@ impl<W: io::Write> Backup<'_, W> {
             let incoming = parts
                 .get(1)
                 .is_some_and(|name| name.as_encoded_bytes().starts_with(INCOMING.as_bytes()));
-            !incoming && !(parts.len() == 3 && parts[2] == "objects")
+            !(incoming || parts.len() == 3 && parts[2] == "objects")
         })?;
         self.repositories = self.list(repositories)?;
         Ok(segments)

@@ -20,8 +20,8 @@ use crate::layout::Layout;
 use crate::output::{Output, count};
 use crate::progress::{Display, Meter};
 use crate::protocol::{
-    ExecBegun, ExecCall, SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotRestoreCall,
-    SnapshotShown, ViewBegun, ViewCall, WirePath, method,
+    ExecBegun, ExecCall, ExecEnd, SnapshotCall, SnapshotCreateCall, SnapshotInfo,
+    SnapshotRestoreCall, SnapshotShown, ViewBegun, ViewCall, WirePath, method,
 };
 use crate::transfer::{Done, Transfer};
 
@@ -120,6 +120,10 @@ fn some(args: &Args, output: Output) -> Result<()> {
     let before: SnapshotInfo = client.request(method::SNAPSHOT_CREATE, &params, &meter)?;
     let mut transfer = Transfer::restoring(target.as_fd(), base == before.base);
     let done = copy(&mut transfer, &source, &target, &paths, &before.id)?;
+    drop((source, target));
+    // Whoever mounts the branch next finds it free.
+    let end = ExecEnd { exec: begun.exec };
+    client.request::<()>(method::EXEC_END, &end, &Meter::default())?;
     let restored = Restored {
         snapshot: id,
         repository: begun.repository,
