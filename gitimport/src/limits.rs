@@ -20,6 +20,12 @@ pub const DELTA_CHAIN_MAX: usize = 4096;
 /// Largest base of a delta in bytes, when it is too large for memory and is written to a temporary
 /// file. git makes no deltas of files above 512 MiB unless told to.
 pub const DELTA_BASE_BYTES_MAX: u64 = 4 << 30;
+/// Most bytes of such bases that are written for one object. A chain of 50 deltas, which is as long as
+/// git makes them, of the largest files that it makes deltas of has 25 GiB.
+pub const DELTA_BASES_BYTES_MAX: u64 = 32 << 30;
+/// Largest blob in bytes. Some kilobytes of a pack can stand for any number of bytes; of a file that
+/// is being stored, memory holds 36 bytes for every 128 KiB or so.
+pub const BLOB_BYTES_MAX: u64 = 256 << 30;
 /// Most trees that one import reads. Equal trees are read once, unless conversions depend on the
 /// path: then a few forged trees could stand for any number of directories.
 pub const WALK_TREES_MAX: u64 = 4 << 20;

@@ -7,6 +7,17 @@ pub(super) struct Sizes {
     pub(super) result: u64,
 }
 
+impl Sizes {
+    /// Compares the size of the result with the most that a delta of `len` bytes can make: two bytes
+    /// copy up to 0xff0000, and no instruction makes more of as few.
+    pub(super) fn check_result(self, len: u64) -> Result<(), &'static str> {
+        if self.result / (0xff_0000 / 2) <= len {
+            return Ok(());
+        }
+        Err("a delta states more bytes than its instructions can make")
+    }
+}
+
 /// Most bytes that the two sizes take.
 pub(super) const SIZES_BYTES_MAX: usize = 20;
 
@@ -123,8 +134,13 @@ mod tests {
     use super::*;
 
     fn run(base: &[u8], delta: &[u8]) -> Result<Vec<u8>, &'static str> {
+        assert!(sizes(delta)?.0.result < 1 << 20);
+        run_any_size(base, delta)
+    }
+
+    fn run_any_size(base: &[u8], delta: &[u8]) -> Result<Vec<u8>, &'static str> {
         let (sizes, skip) = sizes(delta)?;
-        assert!(sizes.result < 1 << 20);
+        sizes.check_result(delta.len() as u64)?;
         let mut out = Vec::new();
         apply(base, delta, skip, sizes, &mut out)?;
         Ok(out)
@@ -140,6 +156,23 @@ mod tests {
         let base = vec![9; 0x10001];
         // No length means 65,536; all fields absent means from the start.
         assert_eq!(run(&base, &[0x81, 0x80, 4, 0x80, 0x80, 4, 0x80]).unwrap(), vec![9; 0x10000]);
+    }
+
+    #[test]
+    fn no_delta_makes_more_than_its_length_allows() {
+        // Two bytes that copy the most, after two sizes that take five bytes each.
+        let most = 0xff_0000;
+        let base = vec![7; most];
+        let head = [0x80, 0x80, 0xfc, 0x07];
+        let mut delta = [head, head].concat();
+        delta.extend([0xc0, 0xff]);
+        assert_eq!(run_any_size(&base, &delta).unwrap().len(), most);
+        let sizes = |result| Sizes { base: 0, result };
+        sizes(0).check_result(0).unwrap();
+        sizes(most as u64 * 50).check_result(100).unwrap();
+        for (result, len) in [(most as u64, 1), (most as u64 * 51, 100), (u64::MAX, 1 << 30)] {
+            sizes(result).check_result(len).unwrap_err();
+        }
     }
 
     #[test]

@@ -150,7 +150,7 @@ fn scan(dirs: &[PathBuf], hash: HashKind, known: &[Arc<Pack>]) -> Result<Vec<Arc
 enum Fault {
     /// It is damaged there.
     Bad(String),
-    /// It, or a member of its delta chain, has more bytes than may be.
+    /// It, a member of its delta chain, or the whole chain has more bytes than may be.
     Large { size: u64, limit: u64 },
     /// A file of the database is damaged or cannot be read.
     Error(Error),
@@ -166,7 +166,8 @@ impl Fault {
         match self {
             Self::Bad(why) => Error::corrupt(oid, format!("{why} (in {})", path.display())),
             Self::Large { size, limit } => {
-                Error::TooLarge { what: format!("git object {oid} or a base of it"), size, limit }
+                let what = format!("git object {oid}, or what it is made from,");
+                Error::TooLarge { what, size, limit }
             }
             Self::Error(error) => error,
         }

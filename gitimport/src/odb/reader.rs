@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use agentfs_engine::GitOid;
+use agentfs_engine::progress::Cancel;
 use gix::zlib::Decompress;
 
 use super::cache::DeltaCache;
@@ -15,8 +16,10 @@ use super::pack::{ENTRY_BYTES, Entry, Form, PROBE_BYTES, Pack};
 use super::stream::{BlobStream, DeltaLayer, spill};
 use super::{Fault, Odb, Packs, loose};
 use crate::error::{Error, Result};
-use crate::limits::{DELTA_CHAIN_MAX, LIGHT_OBJECT_BYTES_MAX};
+use crate::limits::{DELTA_BASES_BYTES_MAX, DELTA_CHAIN_MAX, LIGHT_OBJECT_BYTES_MAX};
 use crate::object::{Kind, object_id};
+
+const ENDLESS: &str = "its chain of deltas does not end, or is longer than any that git makes";
 
 /// Where an object lies, for putting reads in an order that suits the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,12 +52,19 @@ struct Work {
     chain: Vec<(u64, Entry)>,
     delta: Vec<u8>,
     spare: Vec<u8>,
+    cancel: Cancel,
 }
 
 impl Reader {
     pub(super) fn new(odb: Arc<Odb>) -> Self {
         let packs = odb.packs();
         Self { odb, packs, recent: 0, work: Work::default() }
+    }
+
+    /// The same reader, which gives up writing large bases of deltas when `cancel` says so.
+    pub(crate) fn cancelled_by(mut self, cancel: &Cancel) -> Self {
+        self.work.cancel = cancel.clone();
+        self
     }
 
     /// The database that it reads.
@@ -248,7 +258,7 @@ fn guarded<T>(
         Ok(result) => result,
         Err(_) => {
             // It may be half-changed.
-            *work = Work::default();
+            *work = Work { cancel: work.cancel.clone(), ..Work::default() };
             Err(Fault::bad("decoding it failed"))
         }
     }
@@ -275,7 +285,11 @@ impl Work {
         let entry = pack.entry(&mut self.window, offset, PROBE_BYTES)?;
         let size = match entry.form {
             Form::Whole(kind) => return Ok((kind, entry.size)),
-            Form::Delta(_) => self.delta_sizes(pack, &entry)?.result,
+            Form::Delta(_) => {
+                let sizes = self.delta_sizes(pack, &entry)?;
+                sizes.check_result(entry.size)?;
+                sizes.result
+            }
         };
         let mut form = entry.form;
         for _ in 0..DELTA_CHAIN_MAX {
@@ -284,7 +298,7 @@ impl Work {
                 Form::Delta(base) => form = pack.entry(&mut self.window, base, PROBE_BYTES)?.form,
             }
         }
-        Err(Fault::bad("its chain of deltas does not end"))
+        Err(Fault::bad(ENDLESS))
     }
 
     /// The sizes that a delta states, without inflating more than them.
@@ -336,7 +350,7 @@ impl Work {
                 Form::Whole(kind) => return Ok((at, ChainEnd::Whole(kind, entry))),
                 Form::Delta(base) => {
                     if self.chain.len() == DELTA_CHAIN_MAX {
-                        return Err(Fault::bad("its chain of deltas does not end"));
+                        return Err(Fault::bad(ENDLESS));
                     }
                     self.chain.push((at, entry));
                     at = base;
@@ -370,6 +384,7 @@ impl Work {
         while let Some((at, entry)) = self.chain.pop() {
             self.inflate(pack, &entry, limit, &mut delta)?;
             let (sizes, skip) = delta::sizes(&delta)?;
+            sizes.check_result(entry.size)?;
             check_size(sizes.result, limit)?;
             let mut made = std::mem::take(&mut self.spare);
             delta::apply(out, &delta, skip, sizes, &mut made)?;
@@ -384,6 +399,18 @@ impl Work {
             }
         }
         Ok(kind)
+    }
+
+    /// Compares the bases of the deltas in `chain`, the first of which has `size` bytes, with what
+    /// may be written for one object, before any is.
+    fn check_bases(&mut self, pack: &Pack, size: u64) -> Result<(), Fault> {
+        let mut bases = if self.chain.is_empty() { 0 } else { size };
+        // What the delta at 0 makes is the object itself.
+        for number in 1..self.chain.len() {
+            let (_, entry) = self.chain[number];
+            bases = bases.saturating_add(self.delta_sizes(pack, &entry)?.result);
+        }
+        check_size(bases, DELTA_BASES_BYTES_MAX)
     }
 
     fn stream_packed(
@@ -402,11 +429,13 @@ impl Work {
             Ok(InflateLayer::new(Arc::clone(file), entry.data, pack.end()?, entry.size))
         };
         let mut layer: Box<dyn Layer> = Box::new(inflate(&entry)?);
+        self.check_bases(pack, entry.size)?;
         let mut size = entry.size;
         while let Some((_, entry)) = self.chain.pop() {
-            let base = spill(&mut *layer, size, dir)?;
-            let (next, result) = DeltaLayer::new(inflate(&entry)?, base, size)?;
-            (layer, size) = (Box::new(next), result);
+            let base = spill(&mut *layer, size, dir, &self.cancel)?;
+            let (next, sizes) = DeltaLayer::new(inflate(&entry)?, base, size)?;
+            sizes.check_result(entry.size)?;
+            (layer, size) = (Box::new(next), sizes.result);
         }
         Ok((kind, size, layer))
     }

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use agentfs_engine::GitOid;
+use agentfs_engine::progress::Cancel;
 
 use super::Fault;
 use super::delta::{Instruction, SIZES_BYTES_MAX, Sizes, instruction, sizes};
@@ -84,19 +85,19 @@ enum Step {
 }
 
 impl DeltaLayer {
-    /// The delta in `instructions` to a `base` of `base_len` bytes, and the size of what it makes.
+    /// The delta in `instructions` to a `base` of `base_len` bytes, and the sizes that it states.
     pub(super) fn new(
         instructions: InflateLayer,
         base: File,
         base_len: u64,
-    ) -> Result<(Self, u64), Fault> {
+    ) -> Result<(Self, Sizes), Fault> {
         let mut instructions = Buffered::new(instructions);
-        let Sizes { base: stated, result } = instructions.sizes()?;
-        if stated != base_len {
+        let sizes = instructions.sizes()?;
+        if sizes.base != base_len {
             return Err(Fault::bad("a delta states another size of its base"));
         }
         let step = Step::Insert { left: 0 };
-        Ok((Self { instructions, base, base_len, step, left: result }, result))
+        Ok((Self { instructions, base, base_len, step, left: sizes.result }, sizes))
     }
 
     /// Decodes the next instruction; false at the end of the delta.
@@ -205,7 +206,12 @@ impl Buffered {
 
 /// Writes all of `layer`, which states `size` bytes, to a temporary file in `dir`, or where
 /// temporary files usually are if that cannot be written to.
-pub(super) fn spill(layer: &mut dyn Layer, size: u64, dir: &Path) -> Result<File, Fault> {
+pub(super) fn spill(
+    layer: &mut dyn Layer,
+    size: u64,
+    dir: &Path,
+    cancel: &Cancel,
+) -> Result<File, Fault> {
     if size > DELTA_BASE_BYTES_MAX {
         return Err(Fault::Large { size, limit: DELTA_BASE_BYTES_MAX });
     }
@@ -213,6 +219,7 @@ pub(super) fn spill(layer: &mut dyn Layer, size: u64, dir: &Path) -> Result<File
         tempfile::tempfile_in(dir).or_else(|_| tempfile::tempfile()).map_err(Fault::temporary)?;
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
+        cancel.check().map_err(Error::from)?;
         match layer.fill(&mut buffer)? {
             0 => return Ok(file),
             count => file.write_all(&buffer[..count]).map_err(Fault::temporary)?,

@@ -2,12 +2,13 @@
 
 use std::io::Read;
 
+use agentfs_engine::progress::Cancel;
 use agentfs_engine::{GitOid, HashKind};
 
 use super::Reader;
 use crate::error::{Error, Result};
 use crate::forge::{Forge, IndexVersion, Packed, PackedForm, copy, delta, noise};
-use crate::limits::{DELTA_CHAIN_MAX, WHOLE_OBJECT_BYTES_MAX};
+use crate::limits::{DELTA_BASES_BYTES_MAX, DELTA_CHAIN_MAX, WHOLE_OBJECT_BYTES_MAX};
 use crate::object::Kind;
 
 const LIMIT: u64 = 1 << 20;
@@ -238,14 +239,57 @@ fn immense_sizes_take_no_memory() {
         IndexVersion::Two,
     );
     let mut reader = forge.odb().reader();
-    assert_eq!(reader.header(&ids[2]).unwrap().1, u64::MAX >> 1);
-    assert!(reader.header(&ids[0]).unwrap_err().is_corruption());
-    for oid in &ids[1..] {
+    // What cannot be true is noticed by whoever only asks for the size.
+    for oid in [&ids[0], &ids[2]] {
+        assert!(reader.header(oid).unwrap_err().is_corruption());
+        assert!(read(&mut reader, oid).unwrap_err().is_corruption());
+        assert!(stream(&mut reader, oid).unwrap_err().is_corruption());
+    }
+    for oid in [&ids[1], &ids[3]] {
         let error = read(&mut reader, oid).unwrap_err();
         assert!(matches!(error, Error::TooLarge { .. }), "{oid} {error}");
         let error = stream(&mut reader, oid).unwrap_err();
-        assert!(error.is_corruption() || matches!(error, Error::TooLarge { .. }), "{error}");
+        assert!(error.is_corruption(), "{error}");
     }
+}
+
+/// A base of 64 KiB, and deltas each of what is before it that make 1 GiB.
+fn gibibytes(forge: &Forge, count: usize) -> Vec<GitOid> {
+    let id = |number: usize| forge.id(Kind::Blob, &number.to_le_bytes());
+    let base = vec![0; 1 << 16];
+    let mut entries = vec![Packed::new(id(0), WHOLE, &base)];
+    // A command without any field copies 64 KiB from the start.
+    let copies = vec![0x80; 1 << 14];
+    for number in 1..count {
+        let base_len = if number == 1 { 1 << 16 } else { 1 << 30 };
+        let form = PackedForm::Offset(number - 1);
+        entries.push(Packed::new(id(number), form, &delta(base_len, 1 << 30, &copies)));
+    }
+    forge.pack(&entries, IndexVersion::Two);
+    (0..count).map(id).collect()
+}
+
+#[test]
+fn a_chain_of_large_bases_is_refused_as_a_whole() {
+    let forge = Forge::new(HashKind::Sha1);
+    let count = (DELTA_BASES_BYTES_MAX >> 30) as usize + 3;
+    let ids = gibibytes(&forge, count);
+    let limit = DELTA_BASES_BYTES_MAX;
+    // Each base is below the limit for one, and the work to do is known before any is done.
+    let error = forge.odb().reader().stream(&ids[count - 1]).err().unwrap();
+    assert!(matches!(error, Error::TooLarge { limit: found, .. } if found == limit), "{error}");
+    assert!(error.to_string().contains(&ids[count - 1].to_string()), "{error}");
+}
+
+#[test]
+fn writing_bases_ends_when_it_is_cancelled() {
+    let forge = Forge::new(HashKind::Sha1);
+    let ids = gibibytes(&forge, 3);
+    let cancel = Cancel::default();
+    cancel.cancel();
+    let mut reader = forge.odb().reader().cancelled_by(&cancel);
+    let error = reader.stream(&ids[2]).err().unwrap();
+    assert!(matches!(error, Error::Engine(agentfs_engine::Error::Cancelled)), "{error}");
 }
 
 #[test]

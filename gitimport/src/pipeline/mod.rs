@@ -214,7 +214,7 @@ impl Ingest<'_> {
 
     fn work(&self) {
         let mut worker = Worker {
-            reader: self.repository.odb().reader(),
+            reader: self.repository.odb().reader().cancelled_by(self.cancel),
             preparer: Preparer::new(),
             bytes: Vec::new(),
             ready: Vec::with_capacity(BLOCK_BLOBS),

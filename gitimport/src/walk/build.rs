@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use agentfs_engine::limits::{FILE_BYTES_MAX, SYMLINK_BYTES_MAX, TREE_DEPTH_MAX};
+use agentfs_engine::limits::{SYMLINK_BYTES_MAX, TREE_DEPTH_MAX};
 use agentfs_engine::store::WriteItem;
 use agentfs_engine::tree::{Entry, EntryKind, TreeBuilder};
 use agentfs_engine::{ContentId, GitOid};
@@ -12,7 +12,9 @@ use super::{Key, Phase, Walk, Worker};
 use crate::convert::Scope;
 use crate::error::{Error, Result};
 use crate::lane::Turn;
-use crate::limits::{CONVERTED_BYTES_MAX, LIGHT_OBJECT_BYTES_MAX, WHOLE_OBJECT_BYTES_MAX, workers};
+use crate::limits::{
+    BLOB_BYTES_MAX, CONVERTED_BYTES_MAX, LIGHT_OBJECT_BYTES_MAX, WHOLE_OBJECT_BYTES_MAX, workers,
+};
 use crate::object::Kind;
 use crate::odb::Reader;
 use crate::tree::{GitEntry, GitTree};
@@ -139,7 +141,7 @@ impl Walk<'_> {
             let entry = tree.entry(first + offset);
             let limit = match entry.kind {
                 EntryKind::Gitlink | EntryKind::Directory => continue,
-                EntryKind::File | EntryKind::Executable => FILE_BYTES_MAX,
+                EntryKind::File | EntryKind::Executable => BLOB_BYTES_MAX,
                 EntryKind::Symlink => SYMLINK_BYTES_MAX,
             };
             self.cancel.check()?;
@@ -241,8 +243,9 @@ impl Walk<'_> {
 /// The size of blob `oid`, of at most `limit` bytes.
 fn size_of(reader: &mut Reader, oid: &GitOid, limit: u64) -> Result<u64> {
     match reader.header(oid)? {
-        (Kind::Blob, size) if size <= limit => Ok(size),
-        // Before the tree is refused, make sure that it is not the header that lies.
+        (Kind::Blob, size) if (1..=limit).contains(&size) => Ok(size),
+        // Nobody will read what seems to be empty, which would show a header that lies. Nor is a tree
+        // refused for one.
         (_, stated) => {
             let mut bytes = Vec::new();
             let read = reader.read(oid, Kind::Blob, LIGHT_OBJECT_BYTES_MAX, &mut bytes);

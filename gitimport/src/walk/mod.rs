@@ -232,7 +232,8 @@ impl<'a> Walk<'a> {
     }
 
     fn work(&self) {
-        let mut worker = Worker { reader: self.odb.reader(), preparer: Preparer::new() };
+        let reader = self.odb.reader().cancelled_by(self.cancel);
+        let mut worker = Worker { reader, preparer: Preparer::new() };
         while let Some(job) = self.schedule.next() {
             let (id, (oid, _)) = (job.id, job.key);
             // A panic would be a defect; it must not leave the other workers waiting.

@@ -13,8 +13,9 @@ use agentfs_engine::{GitOid, HashKind, TreeId};
 use super::{Imported, import_bounded, import_tree};
 use crate::convert::Plan;
 use crate::error::{Error, Result};
-use crate::forge::{Forge, IndexVersion, Packed, PackedForm, tree_bytes};
+use crate::forge::{Forge, IndexVersion, Packed, PackedForm, delta, tree_bytes};
 use crate::gittest::{Sandbox, git};
+use crate::limits::BLOB_BYTES_MAX;
 use crate::object::Kind;
 use crate::pipeline::ingest;
 use crate::repository::Repository;
@@ -308,12 +309,31 @@ fn objects_that_are_not_what_the_tree_says() {
     assert!(check(("40000", b"name", gone), false).contains("missing"));
     let long = forge.loose(Kind::Blob, &vec![b'/'; SYMLINK_BYTES_MAX as usize + 1]);
     assert!(check(("120000", b"name", long), true).contains("4096"));
+    // A few kilobytes can make more than anybody wants to store, and that is true of them.
+    let immense = forge.id(Kind::Blob, b"immense");
+    let base = forge.id(Kind::Blob, b"base");
+    let copies = vec![0x80; 40_000];
+    forge.pack(
+        &[
+            Packed::new(base, PackedForm::Whole(Kind::Blob), b"base"),
+            Packed::new(immense, PackedForm::Offset(0), &delta(4, BLOB_BYTES_MAX + 1, &copies)),
+        ],
+        IndexVersion::Two,
+    );
+    assert!(check(("100644", b"name", immense), true).contains(&BLOB_BYTES_MAX.to_string()));
     // A header that says so of a small blob is damage, not a refusal.
     let liar = forge.id(Kind::Blob, b"liar");
     forge.loose_as(&liar, "blob 5000\0", b"liar");
     check(("120000", b"name", liar), false);
     forge.loose_as(&liar, "tree 4\0", b"liar");
     check(("100644", b"name", liar), false);
+    // Nothing would ever be read of a file that is empty.
+    forge.loose_as(&liar, "blob 0\0", b"liar");
+    check(("100644", b"name", liar), false);
+    forge.loose_as(&liar, "blob 0\0", b"");
+    check(("100644", b"name", liar), false);
+    let nothing = forge.loose(Kind::Blob, b"");
+    import_forged(&forge, &forge.tree(&[("100644", b"name", nothing)])).unwrap();
     // The longest target is taken.
     let fits = forge.loose(Kind::Blob, &vec![b'/'; SYMLINK_BYTES_MAX as usize]);
     import_forged(&forge, &forge.tree(&[("120000", b"name", fits)])).unwrap();
