@@ -7,17 +7,21 @@
 //!
 //! A read-only worktree loses no inode, so it needs no counts.
 //!
-//! A count takes 13 bytes in tables that are between seven sixteenths and seven eighths full: 15 to
-//! 30 bytes for each inode that the kernel knows.
+//! Numbers are consecutive where names are listed, so counts lie in pages, one byte each: about 1.2 bytes
+//! for each inode that the kernel knows after it has listed a tree, and 300 for one that it knows alone.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agentfs_engine::Ino;
 
-/// Tables among which the inodes are distributed, so that threads seldom wait for each other.
+/// Tables among which the pages are distributed, so that threads seldom wait for each other.
 const SHARDS: usize = 64;
+/// Inodes of a page.
+const PAGE_INODES: usize = 256;
+/// Stands in a page for a count that is elsewhere, being this or larger.
+const MANY: u8 = u8::MAX;
 
 /// The references of a session.
 #[derive(Debug)]
@@ -26,31 +30,34 @@ pub(crate) struct Lookups {
     shards: [Mutex<Shard>; SHARDS],
 }
 
-type Shard = HashMap<Key, u32, BuildHasherDefault<Spread>>;
+type Table<T> = HashMap<u64, T, BuildHasherDefault<Spread>>;
 
-/// An inode number in two halves, whose alignment wastes no room beside the count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Key([u32; 2]);
-
-impl From<Ino> for Key {
-    fn from(ino: Ino) -> Self {
-        Self([ino.0 as u32, (ino.0 >> 32) as u32])
-    }
+#[derive(Debug)]
+struct Shard {
+    /// By the number of its first inode divided by that of a page's inodes. None is without counts.
+    pages: Table<Box<Page>>,
+    /// Counts that do not fit into a byte, by inode.
+    many: Table<u32>,
 }
 
-impl Key {
-    fn ino(self) -> Ino {
-        Ino(u64::from(self.0[1]) << 32 | u64::from(self.0[0]))
-    }
+/// References to inodes with consecutive numbers.
+#[derive(Debug)]
+struct Page {
+    counts: [u8; PAGE_INODES],
+    /// How many of them are not zero.
+    used: u16,
 }
 
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.ino().0);
-    }
+impl Page {
+    const EMPTY: Self = Self { counts: [0; PAGE_INODES], used: 0 };
 }
 
-/// Inode numbers are ours and mostly consecutive: one multiplication spreads them well enough.
+/// The page of an inode and its place there.
+fn place(ino: Ino) -> (u64, usize) {
+    (ino.0 / PAGE_INODES as u64, (ino.0 % PAGE_INODES as u64) as usize)
+}
+
+/// Numbers are ours and mostly consecutive: one multiplication spreads them well enough.
 #[derive(Default)]
 struct Spread(u64);
 
@@ -75,9 +82,51 @@ impl Hasher for Spread {
 
 impl Default for Lookups {
     fn default() -> Self {
-        Self {
-            shards: [const { Mutex::new(HashMap::with_hasher(BuildHasherDefault::new())) }; SHARDS],
+        Self { shards: [const { Mutex::new(Shard::EMPTY) }; SHARDS] }
+    }
+}
+
+impl Shard {
+    const EMPTY: Self = Self {
+        pages: HashMap::with_hasher(BuildHasherDefault::new()),
+        many: HashMap::with_hasher(BuildHasherDefault::new()),
+    };
+
+    /// The references to `ino`.
+    fn get(&self, ino: Ino) -> u32 {
+        let (number, at) = place(ino);
+        match self.pages.get(&number).map_or(0, |page| page.counts[at]) {
+            MANY => self.many.get(&ino.0).copied().unwrap_or(u32::MAX),
+            count => count.into(),
         }
+    }
+
+    /// Makes the references to `ino` as many as `count`.
+    fn set(&mut self, ino: Ino, count: u32) {
+        let (number, at) = place(ino);
+        let page = self.pages.entry(number).or_insert_with(|| Box::new(Page::EMPTY));
+        let stored = u8::try_from(count).unwrap_or(MANY);
+        if stored == MANY {
+            self.many.insert(ino.0, count);
+        } else if page.counts[at] == MANY {
+            self.many.remove(&ino.0);
+            give_room_back(&mut self.many);
+        }
+        page.used += u16::from(stored > 0);
+        page.used -= u16::from(page.counts[at] > 0);
+        page.counts[at] = stored;
+        if page.used == 0 {
+            self.pages.remove(&number);
+            give_room_back(&mut self.pages);
+        }
+    }
+}
+
+/// A cache of the kernel that is dropped as a whole leaves a large table nearly empty.
+fn give_room_back<T>(table: &mut Table<T>) {
+    if table.len() < table.capacity() / 8 {
+        let room = table.len() * 2;
+        table.shrink_to(room);
     }
 }
 
@@ -85,8 +134,15 @@ impl Lookups {
     /// One more reference: a reply is going to name `ino`.
     pub(crate) fn count(&self, ino: Ino) {
         let mut shard = self.shard(ino);
-        let count = shard.entry(ino.into()).or_insert(0);
-        *count = count.saturating_add(1);
+        let (number, at) = place(ino);
+        match shard.pages.get_mut(&number).map(|page| &mut page.counts[at]) {
+            // What happens for each name of a listing, but the first of a page.
+            Some(count) if (1..MANY - 1).contains(count) => *count += 1,
+            _ => {
+                let count = shard.get(ino).saturating_add(1);
+                shard.set(ino, count);
+            }
+        }
     }
 
     /// The kernel has given `references` back. With the last one goes what `release` ends; no new
@@ -94,43 +150,41 @@ impl Lookups {
     #[must_use]
     pub(crate) fn forget(&self, ino: Ino, references: u64, release: impl FnOnce()) -> u64 {
         let mut shard = self.shard(ino);
-        let Some(count) = shard.get_mut(&ino.into()) else {
-            return references;
-        };
+        let count = shard.get(ino);
         // A count that reached its end is not known any more: the inode stays until the session ends.
-        if *count == u32::MAX {
-            return 0;
+        match count {
+            0 => return references,
+            u32::MAX => return 0,
+            _ => {}
         }
-        let excess = references.saturating_sub((*count).into());
-        *count = u64::from(*count).saturating_sub(references) as u32;
-        if *count == 0 {
-            shard.remove(&ino.into());
-            // A cache of the kernel that is dropped as a whole leaves a large table nearly empty.
-            if shard.len() < shard.capacity() / 8 {
-                let room = shard.len() * 2;
-                shard.shrink_to(room);
-            }
+        let left = u64::from(count).saturating_sub(references) as u32;
+        shard.set(ino, left);
+        if left == 0 {
             release();
         }
-        excess
+        references.saturating_sub(count.into())
     }
 
     /// The session has ended, and with it all references.
     pub(crate) fn forget_all(&self, mut release: impl FnMut(Ino)) {
         for shard in &self.shards {
-            let forgotten = std::mem::take(&mut *lock(shard));
-            forgotten.into_keys().for_each(|key| release(key.ino()));
+            let forgotten = std::mem::replace(&mut *lock(shard), Shard::EMPTY);
+            for (number, page) in forgotten.pages {
+                let first = number * PAGE_INODES as u64;
+                let counted = page.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+                counted.for_each(|(at, _)| release(Ino(first + at as u64)));
+            }
         }
     }
 
     fn shard(&self, ino: Ino) -> MutexGuard<'_, Shard> {
-        lock(&self.shards[ino.0 as usize % SHARDS])
+        lock(&self.shards[place(ino).0 as usize % SHARDS])
     }
 
     /// The references to `ino`.
     #[cfg(test)]
     pub(crate) fn of(&self, ino: Ino) -> u32 {
-        self.shard(ino).get(&ino.into()).copied().unwrap_or(0)
+        self.shard(ino).get(ino)
     }
 }
 
@@ -191,7 +245,7 @@ mod tests {
     fn a_count_that_is_not_known_any_more_releases_only_with_the_session() {
         let lookups = Lookups::default();
         lookups.count(Ino(9));
-        *lookups.shard(Ino(9)).get_mut(&Ino(9).into()).unwrap() = u32::MAX - 1;
+        lookups.shard(Ino(9)).set(Ino(9), u32::MAX - 1);
         lookups.count(Ino(9));
         lookups.count(Ino(9));
         assert_eq!(lookups.forget(Ino(9), u64::MAX, || panic!("released")), 0);
@@ -222,14 +276,61 @@ mod tests {
     }
 
     #[test]
-    fn a_count_takes_as_much_as_its_documentation_says() {
-        assert_eq!(size_of::<(Key, u32)>() + 1, 13);
-        // A table that was large gives its room back.
+    fn counts_are_those_of_a_plain_table() {
         let lookups = Lookups::default();
-        let numbers = || (0..100_000).map(|n| Ino(n * SHARDS as u64));
+        let mut model = HashMap::new();
+        let mut seed = 7_u64;
+        let mut random = move |below: u64| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed % below
+        };
+        let first = [0, PAGE_INODES as u64 - 3, 1 << 32, u64::MAX - 5];
+        for _ in 0..200_000 {
+            let ino = Ino(first[random(4) as usize] + random(6));
+            let count = model.entry(ino).or_insert(0_u64);
+            // So that many of them go beyond a byte, and all come back to nothing at times.
+            if random(500) > 0 {
+                lookups.count(ino);
+                *count += 1;
+            } else {
+                let references =
+                    if random(3) == 0 { *count + random(3) } else { random(*count + 1) };
+                let mut released = false;
+                let excess = lookups.forget(ino, references, || released = true);
+                let left = count.saturating_sub(references);
+                assert_eq!(
+                    (excess, released),
+                    (references.saturating_sub(*count), *count > 0 && left == 0)
+                );
+                *count = left;
+            }
+            assert_eq!(u64::from(lookups.of(ino)), *count);
+        }
+        assert!(model.values().any(|count| *count > MANY.into()));
+        let mut all = Vec::new();
+        lookups.forget_all(|ino| all.push(ino));
+        all.sort_unstable();
+        let mut counted: Vec<_> = model.into_iter().filter(|it| it.1 > 0).map(|it| it.0).collect();
+        counted.sort_unstable();
+        assert_eq!(all, counted);
+    }
+
+    #[test]
+    fn a_listed_inode_takes_little_more_than_a_byte_and_a_forgotten_one_nothing() {
+        let lookups = Lookups::default();
+        let numbers = || (0..1_000_000).map(Ino);
         numbers().for_each(|ino| lookups.count(ino));
-        assert!(lookups.shard(Ino(0)).capacity() >= 100_000);
-        numbers().for_each(|ino| assert_eq!(lookups.forget(ino, 1, || ()), 0));
-        assert!(lookups.shard(Ino(0)).capacity() < 100);
+        // A table has at most two places for an entry and a byte beside each.
+        let of_page = size_of::<Page>() + 2 * (size_of::<(u64, Box<Page>)>() + 1);
+        let pages: usize = lookups.shards.iter().map(|shard| lock(shard).pages.len()).sum();
+        assert!(of_page * pages < 1_200_000, "{} bytes", of_page * pages);
+        numbers().for_each(|ino| lookups.count(ino));
+        numbers().for_each(|ino| assert_eq!(lookups.forget(ino, 2, || ()), 0));
+        for shard in &lookups.shards {
+            let shard = lock(shard);
+            assert!(shard.pages.is_empty() && shard.pages.capacity() + shard.many.capacity() < 100);
+        }
     }
 }

@@ -12,6 +12,7 @@ use agentfs_gitimport::mend::{Step, mend_saved};
 use agentfs_gitimport::saved;
 use agentfs_gitimport::verify::Verifier;
 
+use crate::daemon::memory;
 use crate::daemon::rpc::Call;
 use crate::daemon::snapshots;
 use crate::daemon::state::Daemon;
@@ -30,7 +31,9 @@ const REPAIRS_MAX: usize = 512;
 /// What keeps the store from being read at all. Damage is no error.
 pub fn check(daemon: &Daemon, call: &Call) -> Result<Checked> {
     let report = checked(daemon, call)?;
-    Ok(answer(&report, beside(daemon)?))
+    let beside = beside(daemon)?;
+    memory::give_back();
+    Ok(answer(&report, beside))
 }
 
 /// What is wrong with what is beside the store, and what can be done about it.

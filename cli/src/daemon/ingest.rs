@@ -14,6 +14,7 @@ use agentfs_gitimport::{fetch, gitdir, pipeline};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::daemon::memory;
 use crate::daemon::repositories::Repositories;
 use crate::error::{Failure, Kind, Result};
 use crate::progress::Meter;
@@ -186,6 +187,7 @@ impl Ingest {
     fn work(&self) {
         while let Some(job) = self.next() {
             let result = self.take_in(&job);
+            memory::give_back();
             let room = self.room();
             let mut state = self.lock();
             state.running = None;

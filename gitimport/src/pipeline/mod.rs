@@ -20,7 +20,7 @@ use agentfs_engine::{GitOid, TreeId};
 use crate::error::{Error, Result};
 use crate::limits::{DAMAGED_BLOBS_MAX, LIGHT_OBJECT_BYTES_MAX, workers};
 use crate::object::Kind;
-use crate::odb::{Position, Reader};
+use crate::odb::Reader;
 use crate::repository::Repository;
 use crate::walk::ImportedTrees;
 
@@ -74,12 +74,7 @@ pub fn ingest(
     if let Some((oid, fault)) = fault {
         return Err(fault.at(&path_of(store, root, &oid)?));
     }
-    let mut reader = repository.odb().reader();
-    let mut order = Vec::with_capacity(wanted.len());
-    for (number, blob) in wanted.iter().enumerate() {
-        order.push((reader.position(&blob.oid)?, number as u32));
-    }
-    order.sort_unstable();
+    in_pack_order(&mut wanted, &mut repository.odb().reader())?;
     let ingest = Ingest {
         session: store.writer().session(),
         store,
@@ -87,7 +82,6 @@ pub fn ingest(
         progress,
         cancel,
         wanted: &wanted,
-        order: &order,
         next: AtomicUsize::new(0),
         blobs: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
@@ -156,16 +150,28 @@ fn blobs_below(store: &Store, root: TreeId, cancel: &Cancel) -> Result<Vec<Wante
     Ok(wanted)
 }
 
+/// Sorts blobs by where they lie. The positions are not kept: there may be millions.
+fn in_pack_order(wanted: &mut [Wanted], reader: &mut Reader) -> Result<()> {
+    let mut fault = None;
+    wanted.sort_by_cached_key(|blob| match reader.position(&blob.oid) {
+        Ok(position) => Some(position),
+        Err(error) => {
+            fault.get_or_insert(error);
+            None
+        }
+    });
+    fault.map_or(Ok(()), Err)
+}
+
 struct Ingest<'a> {
     store: &'a Store,
     session: Session<'a>,
     repository: &'a Repository,
     progress: &'a dyn Progress,
     cancel: &'a Cancel,
+    /// In the order in which they lie in the packs.
     wanted: &'a [Wanted],
-    /// Positions with the numbers of blobs in `wanted`.
-    order: &'a [(Position, u32)],
-    /// The next in `order` that no worker has taken.
+    /// The next in `wanted` that no worker has taken.
     next: AtomicUsize,
     blobs: AtomicU64,
     bytes: AtomicU64,
@@ -194,7 +200,7 @@ struct Failures {
 impl Ingest<'_> {
     fn run(&self, root: TreeId) -> Result<()> {
         std::thread::scope(|scope| {
-            for _ in 1..workers().min(self.order.len().div_ceil(BLOCK_BLOBS)) {
+            for _ in 1..workers().min(self.wanted.len().div_ceil(BLOCK_BLOBS)) {
                 scope.spawn(|| self.work());
             }
             self.work();
@@ -221,11 +227,10 @@ impl Ingest<'_> {
         };
         loop {
             let start = self.next.fetch_add(BLOCK_BLOBS, Ordering::Relaxed);
-            let Some(rest) = self.order.get(start..).filter(|rest| !rest.is_empty()) else {
+            let Some(rest) = self.wanted.get(start..).filter(|rest| !rest.is_empty()) else {
                 return;
             };
-            for (_, number) in &rest[..rest.len().min(BLOCK_BLOBS)] {
-                let blob = &self.wanted[*number as usize];
+            for blob in &rest[..rest.len().min(BLOCK_BLOBS)] {
                 // A panic would be a defect; it must not take the process with it.
                 let result = catch_unwind(AssertUnwindSafe(|| self.prepare(&mut worker, blob)));
                 let panicked = |_| Err(Error::corrupt(&blob.oid, "storing it failed"));
@@ -314,7 +319,7 @@ impl Ingest<'_> {
     /// Ends all work.
     fn end(&self, error: Error) {
         self.failures().fatal.get_or_insert(error);
-        self.next.store(self.order.len(), Ordering::Relaxed);
+        self.next.store(self.wanted.len(), Ordering::Relaxed);
     }
 
     fn failures(&self) -> std::sync::MutexGuard<'_, Failures> {
