@@ -326,13 +326,17 @@ fn a_gibibyte_in_a_few_kilobytes_is_read_in_bounded_memory() {
     forge.loose(&tree, &format!("tree {}\0", bytes.len()), &bytes);
     forge.commit(&tree);
     // Of a base of half of it, which is of one of 64 KiB: both have to be put together.
-    let doubled = [[0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff]; 64].concat();
-    let rest = GIB - 64 * 0xff_ffff;
-    let mut steps = doubled;
+    let most = 0xff_ffff;
+    let mut steps = [0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff].repeat((GIB / most) as usize);
+    let rest = GIB % most;
     steps.extend([0xf0, rest as u8, (rest >> 8) as u8, (rest >> 16) as u8]);
     forge.pack(&[
         Packed::new(&base, Form::Whole(BLOB), &[0; 1 << 16]),
-        Packed::new(&half, Form::Offset(0), &delta(1 << 16, GIB / 2, &[0x80; 1 << 13])),
+        Packed::new(
+            &half,
+            Form::Offset(0),
+            &delta(1 << 16, GIB / 2, &vec![0x80; (GIB >> 17) as usize]),
+        ),
         Packed::new(&id, Form::Base(half), &delta(GIB / 2, GIB, &steps)),
     ]);
     let dir = store.path("worktree");
