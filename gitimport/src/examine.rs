@@ -188,7 +188,8 @@ impl Examined<'_> {
     fn check_index(&self, report: &mut Report) {
         let path = self.git_dir.join("index");
         let index_time = racy::time_of(&path).unwrap_or_default();
-        let read = each_of(&path, self.hash, &mut |entry| {
+        let unsummed = || leaves_checksums_out(self.common_dir);
+        let read = each_of(&path, self.hash, &unsummed, &mut |entry| {
             report.entries += 1;
             let Some((worktree, time)) = self.worktree else { return };
             compare(&path, &entry, worktree, time, report);
@@ -204,20 +205,32 @@ impl Examined<'_> {
     }
 }
 
-/// What is wrong with the index at `path`, which belongs to nothing that is mounted.
-pub(crate) fn check_index_file(path: &Path, hash: HashKind) -> Option<Finding> {
-    let why = each_of(path, hash, &mut |_| {}).err()?;
+/// What is wrong with the index at `path` of a repository, which belongs to nothing that is mounted.
+pub(crate) fn check_index_file(path: &Path, common_dir: &Path, hash: HashKind) -> Option<Finding> {
+    let unsummed = || leaves_checksums_out(common_dir);
+    let why = each_of(path, hash, &unsummed, &mut |_| {}).err()?;
     Some(Finding::BadFile { path: path.to_owned(), why })
 }
 
-/// Calls `visit` with each entry of the index at `path`. An empty repository has none.
+/// Whether git is told to write no checksum at the end of an index.
+fn leaves_checksums_out(common_dir: &Path) -> bool {
+    let is_set = |repository: gix::Repository| {
+        let config = repository.config_snapshot();
+        ["index.skipHash", "feature.manyFiles"].iter().any(|key| config.boolean(*key) == Some(true))
+    };
+    gix::open(common_dir).is_ok_and(is_set)
+}
+
+/// Calls `visit` with each entry of the index at `path`. An empty repository has none. `unsummed` tells
+/// whether it may have no checksum.
 pub(crate) fn each_of(
     path: &Path,
     hash: HashKind,
+    unsummed: &dyn Fn() -> bool,
     visit: &mut dyn FnMut(IndexEntry),
 ) -> Result<(), String> {
     match read(path, INDEX_BYTES_MAX)? {
-        Some(bytes) => each(verified(&bytes, hash)?, hash, visit),
+        Some(bytes) => each(verified(&bytes, hash, unsummed)?, hash, visit),
         None => Ok(()),
     }
 }
@@ -307,12 +320,15 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, String> {
     Ok(Some(bytes))
 }
 
-/// An index without its checksum, which is right.
-fn verified(bytes: &[u8], hash: HashKind) -> Result<&[u8], String> {
+/// An index without its checksum, which is right, or zeros where it may be `unsummed`.
+fn verified<'a>(
+    bytes: &'a [u8],
+    hash: HashKind,
+    unsummed: &dyn Fn() -> bool,
+) -> Result<&'a [u8], String> {
     let body = bytes.len().checked_sub(hash.len()).and_then(|len| bytes.split_at_checked(len));
     let (body, stated) = body.ok_or("it is too short")?;
-    // git leaves the checksum out (all zeros) where it is told to.
-    if stated.iter().any(|byte| *byte != 0) {
+    if stated.iter().any(|byte| *byte != 0) || !unsummed() {
         let mut hasher = gix::hash::hasher(to_gix_kind(hash));
         hasher.update(body);
         if !hasher.try_finalize().is_ok_and(|found| found.as_slice() == stated) {
@@ -448,6 +464,16 @@ mod tests {
             let wrong = fixture.bad("index", "its checksum is wrong");
             assert_eq!(fixture.report().findings, wrong, "byte {at}");
         }
+        // git leaves the checksum out, all zeros, only where it is told to.
+        let mut bad = good.clone();
+        bad[good.len() - 20..].fill(0);
+        std::fs::write(&path, &bad).unwrap();
+        assert_eq!(fixture.report().findings, fixture.bad("index", "its checksum is wrong"));
+        crate::gittest::git(&fixture.common, &["config", "index.skipHash", "true"]);
+        assert_eq!(fixture.report().findings, []);
+        bad[good.len() / 2..].fill(0);
+        std::fs::write(&path, &bad).unwrap();
+        assert_eq!(fixture.report().findings.len(), 1, "half of it is empty");
         std::fs::write(&path, b"").unwrap();
         assert_eq!(fixture.report().findings, fixture.bad("index", "it is too short"));
         std::fs::write(&path, good).unwrap();
@@ -482,7 +508,7 @@ mod tests {
         let wrong = Finding::WrongObject { index: index(&fixture), file: file(), stated, found };
         assert_eq!(fixture.report().findings, [wrong]);
         // An entry that was never compared, of whatever object, says nothing.
-        fixture.edit(|bytes| bytes[12..52].fill(0));
+        fixture.edit(|bytes| [12..36, 40..52].into_iter().for_each(|at| bytes[at].fill(0)));
         let report = fixture.report();
         assert_eq!((report.findings, report.compared), (vec![], 1));
     }

@@ -1,5 +1,5 @@
 //! Reads the entries of a git index of any version from bytes: what [`crate::index`] writes, and what
-//! git makes of it later. Extensions are not read.
+//! git makes of it later. Extensions are only counted off.
 //!
 //! gix has a reader, which maps the file into memory.
 
@@ -50,6 +50,12 @@ pub(crate) fn each(
     for number in 0..count {
         let entry = entry(&mut at, version, hash, &mut path);
         visit(entry.ok_or_else(|| format!("entry {number} of {count} is none"))?);
+    }
+    while !at.0.is_empty() {
+        let signature = at.take(4).filter(|text| text.iter().all(u8::is_ascii_alphabetic));
+        let len = signature.and_then(|_| at.u32());
+        let extension = len.and_then(|len| at.take(len as usize));
+        extension.ok_or("what follows its entries is no extension")?;
     }
     Ok(())
 }
@@ -104,8 +110,12 @@ fn entry(
 ) -> Option<IndexEntry> {
     let before = at.0.len();
     let mut stat = Bytes(at.take(STAT_BYTES)?);
-    let [ctime, _, mtime, mtime_nanoseconds, _, ino, _, uid, gid, size] =
+    let [ctime, _, mtime, mtime_nanoseconds, _, ino, mode, uid, gid, size] =
         std::array::from_fn(|_| stat.u32());
+    // A file, a link, a commit of another repository, a directory of a sparse index.
+    if !matches!(mode? >> 12, 0o10 | 0o12 | 0o16 | 0o4) {
+        return None;
+    }
     let oid = GitOid::from_slice(hash, at.take(hash.len())?)?;
     let flags = at.u16()?;
     let extended = match flags & EXTENDED {

@@ -241,7 +241,7 @@ mod tests {
             let mend = |findings: &[Finding]| {
                 mend_saved(&saved, findings, &common, "main", "refs/agentfs/kept", Some(&id))
             };
-            let examine = || saved::examine(&saved, HashKind::Sha1);
+            let examine = || saved::examine(&saved, &common, HashKind::Sha1);
             assert_eq!(examine(), []);
             for name in ["HEAD", "index", DIGESTS] {
                 let whole = std::fs::read(saved.join(name)).unwrap();

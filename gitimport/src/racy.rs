@@ -76,7 +76,7 @@ pub fn distrust(
     let index = git_dir.join("index");
     let Some(index_time) = time_of(&index) else { return Ok(0) };
     let (mut files, mut oldest) = (0, u32::MAX);
-    let read = each_of(&index, hash, &mut |entry| {
+    let read = each_of(&index, hash, &|| true, &mut |entry| {
         if unnoticed(&entry, worktree, base_time, index_time).is_some() {
             files += 1;
             oldest = oldest.min(entry.mtime.0);

@@ -48,10 +48,10 @@ pub(crate) fn restate(dir: &Path, name: &Path, old: &[u8], new: &[u8]) -> Result
     files::replace(&path, &encode(&digests))
 }
 
-/// What is wrong with the state that was saved in `dir`, of a repository with this hash.
-pub fn examine(dir: &Path, hash: HashKind) -> Vec<Finding> {
+/// What is wrong with the state that was saved in `dir`, of the repository at `common_dir` with this hash.
+pub fn examine(dir: &Path, common_dir: &Path, hash: HashKind) -> Vec<Finding> {
     let mut findings = examine_files(dir);
-    findings.extend(check_index_file(&dir.join("index"), hash));
+    findings.extend(check_index_file(&dir.join("index"), common_dir, hash));
     findings
 }
 
@@ -189,7 +189,7 @@ mod tests {
         for (name, bytes) in whole {
             files::write(&dir.join(name), bytes).unwrap();
         }
-        let found = || examine(dir, HashKind::Sha1);
+        let found = || examine(dir, dir, HashKind::Sha1);
         let bad = |name: &str, why: &str| {
             vec![Finding::BadFile { path: dir.join(name), why: why.into() }]
         };

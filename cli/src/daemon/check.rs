@@ -167,7 +167,7 @@ fn check_snapshots(daemon: &Daemon, done: &mut Beside) -> Result<()> {
         }
         if let (Some(state), Ok(git)) = (&snapshot.git_state, &git) {
             let dir = daemon.layout.snapshots().join(state);
-            let found = saved::examine(&dir, git.hash());
+            let found = saved::examine(&dir, git.git_dir(), git.hash());
             let (common, name, commit) = (git.git_dir(), &snapshot.name, commit.as_deref());
             steps = mend_saved(&dir, &found, common, name, &reference, commit);
             wrong.extend(found.iter().map(|finding| format!("snapshot {id}: {finding}")));
