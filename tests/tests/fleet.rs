@@ -348,6 +348,29 @@ fn what_branches_and_snapshots_are_is_compared_and_exported() {
     assert_sound(&store);
 }
 
+/// What a branch was made again does not depend on the snapshot that it was.
+#[test]
+fn what_was_restored_stays_when_its_snapshot_goes_and_the_daemon_was_killed() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    change(&main);
+    let made = store.json(&["snapshot", "create", "main"]);
+    let id = made["id"].as_str().unwrap().to_owned();
+    let then = tree::read(&main);
+    clear(&main);
+    store.ok(&["umount", &main.display().to_string()]);
+    let before = store.json(&["snapshot", "restore", &id])["before"].as_str().unwrap().to_owned();
+    store.kill_daemon();
+    for snapshot in [id, before] {
+        store.ok(&["snapshot", "delete", &snapshot]);
+    }
+    store.ok(&["mount", "main", &main.display().to_string()]);
+    assert_eq!(tree::read(&main), then);
+    assert_sound(&store);
+}
+
 #[test]
 fn a_removed_branch_comes_back() {
     if !fuse_available() {

@@ -2,8 +2,8 @@
 //!
 //! What changes is copied first and of one moment: while the database is, nobody writes to it, and the
 //! outboxes are copied after it, so that they hold all that it relies on. Meanwhile changes go on
-//! being acknowledged, and wait in the outboxes. Segments and git objects, which are only ever added to, come
-//! after that; what was added meanwhile nobody misses.
+//! being acknowledged, and wait in the outboxes. Segments and git objects come after that; what was added
+//! meanwhile nobody misses. Segments are opened before: a garbage collection may remove their names.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -84,7 +84,8 @@ struct Backup<'a, W: io::Write> {
 impl<W: io::Write> Backup<'_, W> {
     /// Writes what is of one moment, and returns the segments, open: whoever removes one leaves it to us.
     fn moment(&mut self, daemon: &Daemon) -> Result<Vec<(PathBuf, File)>> {
-        // No branch or snapshot is half made, and nobody commits.
+        // No garbage is collected, no branch or snapshot is half made, and nobody commits.
+        let _upkeep = daemon.store.upkeep();
         let _names = daemon.lock_names();
         let _batch = daemon.store.batch()?;
         for name in ["format", "store.redb"] {

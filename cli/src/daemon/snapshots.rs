@@ -236,7 +236,7 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
         take_of(daemon, &repository, &branch, Some(&opened), SnapshotReason::Before, &message)?;
     let point = point(daemon, opened.worktree.base(), &snapshot)?;
     let making = Making::Restore { branch: branch.number.0, snapshot: snapshot.number };
-    let _note = Note::write(&daemon.layout, &making)?;
+    let note = Note::write(&daemon.layout, &making)?;
     let difference = opened.worktree.restore(&point)?;
     if let Some(up) = &opened.up {
         for (dir, name) in &difference.names {
@@ -245,6 +245,12 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
         difference.inodes.iter().for_each(|ino| forget_in_kernel(up, Stale::Content(*ino)));
     }
     restore_git(daemon, &repository, &branch, &snapshot, state, &opened.git_dir)?;
+    // Until then only the outbox says on what it stands, which is kept no longer than its snapshot.
+    if let Err(error) = opened.worktree.drain() {
+        // The next daemon sees to it.
+        std::mem::forget(note);
+        return Err(error.into());
+    }
     Ok(SnapshotRestored {
         snapshot: id(snapshot.number),
         repository: branch.repository.clone(),
@@ -329,6 +335,7 @@ fn complete_restore(daemon: &Daemon, branch: u64, snapshot: u64) -> Result<()> {
         restore_git(daemon, &repository, &branch, &snapshot, state, git_dir)?;
         info!("completed the restoring of {}", id(snapshot.number));
     }
+    worktree.drain()?;
     Ok(())
 }
 
