@@ -156,6 +156,14 @@ fn complete_one(daemon: &Daemon, number: u64, from: &str, to: &str) -> Result<()
             return Ok(());
         }
         attempt += 1;
+        // The git of a killed daemon and ours at once: that which comes second puts the old one back.
+        let tip = |name: &str| git.resolve(&format!("refs/heads/{name}")).ok();
+        if let (Some(old), Some(new)) = (tip(from), tip(to))
+            && old.id == new.id
+        {
+            git.remove_reference(&format!("refs/heads/{from}"), &old.id)?;
+            continue;
+        }
         thread::sleep(PAUSE);
     }
     follow(daemon, &branch, from)?;
