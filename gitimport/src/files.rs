@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
@@ -22,11 +22,16 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
     written.map_err(|source| Error::io("write", path, source))
 }
 
-/// Writes a small file of a git directory that others may be reading: they see what was there or all of this.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
+/// Where that is made which is to replace `path`.
+pub(crate) fn aside(path: &Path) -> PathBuf {
     let mut aside = path.to_owned().into_os_string();
     aside.push(ASIDE);
-    let aside = Path::new(&aside);
+    aside.into()
+}
+
+/// Writes a small file of a git directory that others may be reading: they see what was there or all of this.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let aside = &aside(path);
     write(aside, content)?;
     sync(aside)?;
     std::fs::rename(aside, path).map_err(|source| Error::io("write", path, source))

@@ -2,9 +2,8 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::examine::{Examined, Finding};
 use crate::files;
 use crate::gitdir::back_link;
@@ -137,7 +136,7 @@ impl Step {
     /// Does it. It can be repeated, and what is there is replaced at once.
     ///
     /// # Errors
-    /// [`Error::Io`], and what git meets: a locked index among it.
+    /// [`crate::Error::Io`], and what git meets: a locked index among it.
     pub fn take(&self) -> Result<()> {
         match self {
             Self::Write { path, content } => files::replace(path, content),
@@ -150,24 +149,13 @@ impl Step {
 
 /// Has git make an index of a commit, or an empty one where there is no such commit yet.
 fn read_tree(path: &Path, git_dir: &Path, revision: &str) -> Result<()> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Git {
-        action: format!("make {} of {revision}", path.display()),
-        git_dir: git_dir.to_owned(),
-        source,
-    };
     let git = |args: &[&str]| {
         let mut git = transport::git();
-        git.env("GIT_DIR", git_dir).env("GIT_INDEX_FILE", path).args(args).stdin(Stdio::null());
-        git.output().map_err(|error| failed(error.into()))
+        git.env("GIT_INDEX_FILE", path).args(args);
+        transport::run(&mut git, git_dir, &format!("make {} of {revision}", path.display()))
     };
-    let known = git(&["rev-parse", "--quiet", "--verify", &format!("{revision}^{{commit}}")])?;
-    let what = if known.status.success() { revision } else { "--empty" };
-    let done = git(&["read-tree", what])?;
-    if done.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&done.stderr);
-    Err(failed(said.trim().trim_start_matches("fatal: ").into()))
+    let known = git(&["rev-parse", "--quiet", "--verify", &format!("{revision}^{{commit}}")]);
+    git(&["read-tree", if known.is_ok() { revision } else { "--empty" }]).map(drop)
 }
 
 #[cfg(test)]

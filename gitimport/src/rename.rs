@@ -7,7 +7,6 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use crate::error::{Error, Result};
 use crate::repository::Repository;
@@ -106,20 +105,8 @@ impl Repository {
     }
 
     fn run_git(&self, git_dir: &Path, args: &[&str]) -> Result<String> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Git {
-            action: format!("run `git {}` in the repository", args.join(" ")),
-            git_dir: git_dir.to_owned(),
-            source,
-        };
-        let mut git = transport::git();
-        git.env("GIT_DIR", git_dir).args(args).stdin(Stdio::null()).stdout(Stdio::piped());
-        let done = git.output().map_err(|error| failed(error.into()))?;
-        if done.status.success() {
-            return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
-        }
-        let said = String::from_utf8_lossy(&done.stderr);
-        let said = said.trim().trim_start_matches("fatal: ");
-        Err(failed(if said.is_empty() { done.status.to_string() } else { said.into() }.into()))
+        let action = format!("run `git {}` in the repository", args.join(" "));
+        transport::run(transport::git().args(args), git_dir, &action)
     }
 }
 

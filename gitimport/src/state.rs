@@ -8,7 +8,6 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::process::Stdio;
 
 use agentfs_engine::GitOid;
 
@@ -210,9 +209,7 @@ fn is_index(name: &OsStr) -> bool {
 
 /// Puts a file, or a link to it, into its place at once: whoever shares what was there keeps that.
 fn carry_file(from: &Path, to: &Path, link: bool) -> Result<()> {
-    let mut aside = to.to_owned().into_os_string();
-    aside.push(ASIDE);
-    let aside = Path::new(&aside);
+    let aside = &files::aside(to);
     // A killed carrier has left it.
     drop(fs::remove_file(aside));
     let carried = match link && fs::hard_link(from, aside).is_ok() {
@@ -262,21 +259,15 @@ impl Repository {
     /// also if this one is killed meanwhile; a lock that is left behind would keep everybody from changing
     /// references.
     fn update_ref(&self, name: &str, args: &[&str], verb: &str) -> Result<()> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Git {
-            action: format!("{verb} reference {name}"),
+        let action = format!("{verb} reference {name}");
+        gix::refs::FullName::try_from(name).map_err(|error| Error::Git {
+            action: action.clone(),
             git_dir: self.git_dir().to_owned(),
-            source,
-        };
-        gix::refs::FullName::try_from(name).map_err(|error| failed(error.into()))?;
+            source: error.into(),
+        })?;
         let mut git = transport::git();
-        git.env("GIT_DIR", self.git_dir()).args(["update-ref", "--no-deref"]).args(args);
-        let done = git.stdin(Stdio::null()).output().map_err(|error| failed(error.into()))?;
-        if done.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&done.stderr);
-        let said = said.trim().trim_start_matches("fatal: ");
-        Err(failed(if said.is_empty() { done.status.to_string() } else { said.into() }.into()))
+        git.args(["update-ref", "--no-deref"]).args(args);
+        transport::run(&mut git, self.git_dir(), &action).map(drop)
     }
 }
 

@@ -30,6 +30,7 @@
 pub mod binary;
 mod connection;
 pub mod fixture;
+pub mod fleet;
 pub mod forge;
 pub mod ledger;
 pub mod mounts;

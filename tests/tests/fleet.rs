@@ -11,46 +11,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agentfs_tests::{
-    TestStore,
-    fixture::{Builder, plain_environment},
-    fuse_available, git, git_command, git_fails, tree,
-};
-
-const LIMIT: Duration = Duration::from_secs(300);
-
-/// A store with a mounted worktree of a small repository with three files and an ignored directory.
-fn mounted() -> (TestStore, PathBuf) {
-    let store = TestStore::with_limit(LIMIT);
-    let source = Builder::new(&store.path("source"));
-    source.file("dir/one", "1\n").file("dir/two", "2\n").file("three", "3\n");
-    source.file(".gitignore", "build/\n").commit("first");
-    let dir = store.path("main");
-    let (from, to) = (source.dir().display().to_string(), dir.display().to_string());
-    store.ok(&["clone", "--wait", &from, &to]);
-    (store, dir)
-}
-
-/// Changes of every kind that git tells apart.
-fn change(dir: &Path) {
-    fs::write(dir.join("dir/one"), "staged\n").unwrap();
-    git(dir, &["add", "dir/one"]);
-    fs::write(dir.join("dir/one"), "staged, and changed again\n").unwrap();
-    fs::write(dir.join("untracked"), "untracked\n").unwrap();
-    fs::create_dir(dir.join("build")).unwrap();
-    fs::write(dir.join("build/out"), vec![7; 300_000]).unwrap();
-    fs::remove_file(dir.join("three")).unwrap();
-}
-
-fn status(dir: &Path) -> String {
-    git(dir, &["status", "--porcelain=v1", "--ignored"])
-}
-
-fn fork(store: &TestStore, name: &str, from: &str) -> PathBuf {
-    let dir = store.path(name);
-    store.ok(&["branch", "create", name, "--from", from, "--mount", &dir.display().to_string()]);
-    dir
-}
+use agentfs_tests::fixture::plain_environment;
+use agentfs_tests::fleet::{assert_sound, change, fork, mounted, status};
+use agentfs_tests::{fuse_available, git, git_command, git_fails, tree};
 
 /// Names, inode numbers and times below `dir`, but for the `.git` file.
 fn stats(dir: &Path) -> Vec<(PathBuf, u64, u64, i64, i64)> {
@@ -71,11 +34,6 @@ fn stats(dir: &Path) -> Vec<(PathBuf, u64, u64, i64, i64)> {
     }
     found.sort();
     found
-}
-
-fn assert_sound(store: &TestStore) {
-    let checked = store.run(&["fsck"]);
-    assert_eq!(checked.code, 0, "{}{}", checked.stdout, store.log());
 }
 
 #[test]

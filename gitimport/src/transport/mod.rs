@@ -251,6 +251,26 @@ pub(crate) fn git() -> Command {
     command
 }
 
+/// Has `command`, a [`git`] with its arguments, do `action` in the repository at `git_dir`; what it printed.
+///
+/// # Errors
+/// [`Error::Git`] with what it said, or how it ended if it said nothing.
+pub(crate) fn run(command: &mut Command, git_dir: &Path, action: &str) -> Result<String> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Git {
+        action: action.to_owned(),
+        git_dir: git_dir.to_owned(),
+        source,
+    };
+    command.env("GIT_DIR", git_dir).stdin(Stdio::null()).stdout(Stdio::piped());
+    let done = command.output().map_err(|error| failed(error.into()))?;
+    if done.status.success() {
+        return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&done.stderr);
+    let said = said.trim().trim_start_matches("fatal: ");
+    Err(failed(if said.is_empty() { done.status.to_string() } else { said.into() }.into()))
+}
+
 /// Lets git remove its temporary files, but not for ever.
 fn stop(child: &mut Child) {
     let _ = rustix::process::kill_process(
