@@ -183,6 +183,8 @@ fn a_damaged_database_is_told_or_gives_what_it_gave_before() {
             let said = &last["error"];
             assert!(said["hint"].is_string(), "byte {at}: {said}");
             store.run(&["daemon", "stop"]);
+            let kept = fs::read(home.join("store.redb")).expect("the database");
+            assert!(kept == damaged, "byte {at}: a refused database was changed: {said}");
             continue;
         }
         let listed = store.json(&["ps"]);

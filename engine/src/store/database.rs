@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use redb::{ReadOnlyTable, ReadableDatabase, ReadableTableMetadata, TableDefinition};
 
 use super::Counters;
+use super::held::HeldFile;
 use super::tables::Table;
 use crate::error::{Error, Result};
 use crate::limits::DATABASE_CACHE_BYTES;
@@ -34,6 +35,7 @@ fn definition(table: Table) -> Definition {
 /// An open database file.
 pub(super) struct Database {
     path: PathBuf,
+    file: Arc<HeldFile>,
     /// `None` only while it is dropped.
     database: Option<redb::Database>,
 }
@@ -45,13 +47,18 @@ impl fmt::Debug for Database {
 }
 
 impl Database {
-    /// Opens the database in `file`.
+    /// Opens the database in `file`. Nothing is written there before [`Self::accept`].
     pub(super) fn open(path: &Path, file: Arc<dyn File>, counters: Arc<Counters>) -> Result<Self> {
         // redb would take an empty file for a new database.
         if file.is_empty().map_err(|error| Error::io("measure", path, error))? {
             return Err(corrupt(path, "it is empty".into()));
         }
-        Self::open_backend(path, Backend { file, counters, syncs: true })
+        Self::open_backend(path, file, counters, true)
+    }
+
+    /// The database is the one that was looked for: from now on it is written to.
+    pub(super) fn accept(&self) -> Result<()> {
+        self.file.release().map_err(|error| Error::io("write", &self.path, error))
     }
 
     /// Makes a database of `changes` in the empty `file`, which is to be synced afterwards.
@@ -61,23 +68,33 @@ impl Database {
         counters: Arc<Counters>,
         changes: &Changes,
     ) -> Result<()> {
-        Self::open_backend(path, Backend { file, counters, syncs: false })?.apply(changes)
+        let database = Self::open_backend(path, file, counters, false)?;
+        database.accept()?;
+        database.apply(changes)
     }
 
-    fn open_backend(path: &Path, backend: Backend) -> Result<Self> {
+    fn open_backend(
+        path: &Path,
+        file: Arc<dyn File>,
+        counters: Arc<Counters>,
+        syncs: bool,
+    ) -> Result<Self> {
+        let file = HeldFile::new(file).map_err(|error| Error::io("measure", path, error))?;
+        let file = Arc::new(file);
+        let backend = Backend { file: Arc::clone(&file), counters, syncs };
         let database = shielded(path, || {
             redb::Builder::new()
                 .set_cache_size(DATABASE_CACHE_BYTES)
                 .create_with_backend(backend)
                 .map_err(redb::Error::from)
         })?;
-        Ok(Self { path: path.to_owned(), database: Some(database) })
+        Ok(Self { path: path.to_owned(), file, database: Some(database) })
     }
 
     /// Moves everything together and gives back the rest of the file. Nothing else may use it. A crash
     /// leaves it whole, but the next opening then has to look at all of it.
     pub(super) fn compact(&mut self) -> Result<()> {
-        let Self { path, database } = self;
+        let Self { path, database, .. } = self;
         shielded(path, || {
             let database = database.as_mut().ok_or(redb::Error::DatabaseClosed)?;
             database.compact().map(drop).map_err(redb::Error::from)
@@ -258,7 +275,7 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 /// The file under redb.
 #[derive(Debug)]
 struct Backend {
-    file: Arc<dyn File>,
+    file: Arc<HeldFile>,
     counters: Arc<Counters>,
     /// Not while a database is made: then only its end counts.
     syncs: bool,

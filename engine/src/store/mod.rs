@@ -22,6 +22,7 @@ mod collector;
 mod crash_tests;
 mod database;
 mod fold;
+mod held;
 mod in_use;
 mod layers;
 mod line;

@@ -84,11 +84,6 @@ pub(super) fn open_database(
     let file =
         segments.storage().open(&path, false).map_err(|error| Error::io("open", &path, error))?;
     let mut database = Database::open(&path, file, Arc::clone(counters))?;
-    if alone && database.snapshot()?.contains(Table::Meta, META_COMPACT)? {
-        database.compact()?;
-        let done = HashMap::from([(META_COMPACT.to_vec(), None)]);
-        database.apply(&Changes::from([(Table::Meta, done)]))?;
-    }
     let snapshot = database.snapshot()?;
     let found =
         meta(&snapshot, META_FORMAT, |value| value.try_into().ok().map(u32::from_le_bytes))?;
@@ -96,6 +91,15 @@ pub(super) fn open_database(
         return Err(Error::UnknownFormat { path: dir.to_owned(), found, known: STORE_FORMAT });
     }
     let appender = Appender::open(Arc::clone(segments), tail_of(&snapshot)?)?;
+    database.accept()?;
+    if !alone || !snapshot.contains(Table::Meta, META_COMPACT)? {
+        return Ok((database, snapshot, appender));
+    }
+    drop(snapshot);
+    database.compact()?;
+    let done = HashMap::from([(META_COMPACT.to_vec(), None)]);
+    database.apply(&Changes::from([(Table::Meta, done)]))?;
+    let snapshot = database.snapshot()?;
     Ok((database, snapshot, appender))
 }
 
