@@ -144,6 +144,22 @@ impl GitOid {
     }
 }
 
+impl From<[u8; 20]> for GitOid {
+    /// The object id of SHA-1 that has this digest.
+    fn from(digest: [u8; 20]) -> Self {
+        let mut bytes = [0; 32];
+        bytes[..digest.len()].copy_from_slice(&digest);
+        Self { kind: HashKind::Sha1, bytes }
+    }
+}
+
+impl From<[u8; 32]> for GitOid {
+    /// The object id of SHA-256 that has this digest.
+    fn from(digest: [u8; 32]) -> Self {
+        Self { kind: HashKind::Sha256, bytes: digest }
+    }
+}
+
 impl fmt::Display for GitOid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_hex(f, self.as_bytes())

@@ -39,7 +39,7 @@ pub const CHUNK_CACHE_BYTES: usize = 32 << 20;
 /// Bytes of manifests kept in memory.
 pub const MANIFEST_CACHE_BYTES: usize = 8 << 20;
 /// Bytes of database pages kept in memory.
-pub const DATABASE_CACHE_BYTES: usize = 64 << 20;
+pub const DATABASE_CACHE_BYTES: usize = 48 << 20;
 /// Bytes that may wait for the background writer.
 pub const WRITER_QUEUE_BYTES: usize = 16 << 20;
 /// Bytes of memory that a batch of the background writer may take before it is committed. The keys

@@ -186,6 +186,8 @@ impl Ingest {
 
     fn work(&self) {
         while let Some(job) = self.next() {
+            // What the import of its trees and the making of an index have freed.
+            memory::give_back();
             let result = self.take_in(&job);
             memory::give_back();
             let room = self.room();

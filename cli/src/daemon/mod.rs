@@ -129,6 +129,7 @@ struct Running {
 /// [`Kind::ForeignSocket`] if a process that is no daemon listens on the control socket, which is
 /// then left to it; whatever keeps the store from being opened or the socket from being made.
 fn start(layout: &Layout, environment: &Environment) -> Result<Option<Running>> {
+    memory::limit_heaps();
     let levers = levers(environment)?;
     let Some(lock) = lock::take(&layout.lock())? else {
         return Ok(None);

@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use agentfs_engine::content::Preparer;
 use agentfs_engine::progress::{Cancel, Phase, Progress};
 use agentfs_engine::store::{Session, Store, WriteItem};
-use agentfs_engine::{GitOid, TreeId};
+use agentfs_engine::{GitOid, HashKind, TreeId};
 
 use crate::error::{Error, Result};
 use crate::limits::{DAMAGED_BLOBS_MAX, LIGHT_OBJECT_BYTES_MAX, workers};
@@ -60,16 +60,34 @@ pub fn ingest(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<IngestReport> {
-    let mut wanted = blobs_below(store, root, cancel)?;
+    match repository.hash() {
+        HashKind::Sha1 => ingest_of::<20>(store, repository, root, trees, progress, cancel),
+        HashKind::Sha256 => ingest_of::<32>(store, repository, root, trees, progress, cancel),
+    }
+}
+
+/// [`ingest`] of a repository whose object ids have `N` bytes.
+fn ingest_of<const N: usize>(
+    store: &Store,
+    repository: &Repository,
+    root: TreeId,
+    trees: &ImportedTrees,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<IngestReport>
+where
+    GitOid: From<[u8; N]>,
+{
+    let mut wanted = blobs_below::<N>(store, root, cancel)?;
     let all = wanted.len();
     let mut fault = None;
     wanted.retain(|blob| {
         let known =
-            store.content_of(&blob.oid).map_err(Error::from).and_then(|known| match known {
+            store.content_of(&blob.oid()).map_err(Error::from).and_then(|known| match known {
                 Some(known) => blob.check_size(known.size).map(|()| true),
                 None => Ok(false),
             });
-        known.map_err(|error| fault.get_or_insert((blob.oid, error))).is_ok_and(|known| !known)
+        known.map_err(|error| fault.get_or_insert((blob.oid(), error))).is_ok_and(|known| !known)
     });
     if let Some((oid, fault)) = fault {
         return Err(fault.at(&path_of(store, root, &oid)?));
@@ -93,22 +111,40 @@ pub fn ingest(
     let result = ingest.run(root);
     progress.end(Phase::Ingest);
     result?;
-    trees.map(store)?;
-    Ok(IngestReport {
+    let report = IngestReport {
         blobs: ingest.blobs.into_inner(),
         bytes: ingest.bytes.into_inner(),
         known: (all - wanted.len()) as u64,
-    })
+    };
+    // Mapping trees takes memory of its own.
+    drop(wanted);
+    trees.map(store)?;
+    Ok(report)
 }
 
-/// A blob that a tree names. Without alignment, since there may be millions.
+/// A blob that a tree names, in a repository whose object ids have `N` bytes. Without alignment and without
+/// what is the same for all, since there may be millions.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Wanted {
-    oid: GitOid,
+struct Wanted<const N: usize> {
+    digest: [u8; N],
     size: [u8; 8],
 }
 
-impl Wanted {
+impl<const N: usize> Wanted<N>
+where
+    GitOid: From<[u8; N]>,
+{
+    fn new(oid: &GitOid, size: u64) -> Result<Self> {
+        let digest = oid.as_bytes().try_into().map_err(|_| {
+            Error::corrupt(oid, "a tree names it, whose repository has ids of another kind")
+        })?;
+        Ok(Self { digest, size: size.to_le_bytes() })
+    }
+
+    fn oid(&self) -> GitOid {
+        self.digest.into()
+    }
+
     fn size(&self) -> u64 {
         u64::from_le_bytes(self.size)
     }
@@ -120,14 +156,21 @@ impl Wanted {
         }
         let stated = self.size();
         Err(Error::corrupt(
-            &self.oid,
+            &self.oid(),
             format!("its header stated {stated} bytes when its tree was imported; it has {found}"),
         ))
     }
 }
 
 /// The different blobs below `root` that are checked out as they are, by id.
-fn blobs_below(store: &Store, root: TreeId, cancel: &Cancel) -> Result<Vec<Wanted>> {
+fn blobs_below<const N: usize>(
+    store: &Store,
+    root: TreeId,
+    cancel: &Cancel,
+) -> Result<Vec<Wanted<N>>>
+where
+    GitOid: From<[u8; N]>,
+{
     let mut wanted = Vec::new();
     let mut seen = HashSet::from([root]);
     let mut todo = vec![root];
@@ -141,7 +184,7 @@ fn blobs_below(store: &Store, root: TreeId, cancel: &Cancel) -> Result<Vec<Wante
             } else if let (false, None, Some(oid)) =
                 (entry.kind.is_directory(), entry.content, entry.oid)
             {
-                wanted.push(Wanted { oid, size: entry.size.to_le_bytes() });
+                wanted.push(Wanted::new(&oid, entry.size)?);
             }
         }
     }
@@ -151,9 +194,12 @@ fn blobs_below(store: &Store, root: TreeId, cancel: &Cancel) -> Result<Vec<Wante
 }
 
 /// Sorts blobs by where they lie. The positions are not kept: there may be millions.
-fn in_pack_order(wanted: &mut [Wanted], reader: &mut Reader) -> Result<()> {
+fn in_pack_order<const N: usize>(wanted: &mut [Wanted<N>], reader: &mut Reader) -> Result<()>
+where
+    GitOid: From<[u8; N]>,
+{
     let mut fault = None;
-    wanted.sort_by_cached_key(|blob| match reader.position(&blob.oid) {
+    wanted.sort_by_cached_key(|blob| match reader.position(&blob.oid()) {
         Ok(position) => Some(position),
         Err(error) => {
             fault.get_or_insert(error);
@@ -163,14 +209,14 @@ fn in_pack_order(wanted: &mut [Wanted], reader: &mut Reader) -> Result<()> {
     fault.map_or(Ok(()), Err)
 }
 
-struct Ingest<'a> {
+struct Ingest<'a, const N: usize> {
     store: &'a Store,
     session: Session<'a>,
     repository: &'a Repository,
     progress: &'a dyn Progress,
     cancel: &'a Cancel,
     /// In the order in which they lie in the packs.
-    wanted: &'a [Wanted],
+    wanted: &'a [Wanted<N>],
     /// The next in `wanted` that no worker has taken.
     next: AtomicUsize,
     blobs: AtomicU64,
@@ -197,7 +243,10 @@ struct Failures {
     first: Option<(GitOid, Error)>,
 }
 
-impl Ingest<'_> {
+impl<const N: usize> Ingest<'_, N>
+where
+    GitOid: From<[u8; N]>,
+{
     fn run(&self, root: TreeId) -> Result<()> {
         std::thread::scope(|scope| {
             for _ in 1..workers().min(self.wanted.len().div_ceil(BLOCK_BLOBS)) {
@@ -233,9 +282,9 @@ impl Ingest<'_> {
             for blob in &rest[..rest.len().min(BLOCK_BLOBS)] {
                 // A panic would be a defect; it must not take the process with it.
                 let result = catch_unwind(AssertUnwindSafe(|| self.prepare(&mut worker, blob)));
-                let panicked = |_| Err(Error::corrupt(&blob.oid, "storing it failed"));
+                let panicked = |_| Err(Error::corrupt(&blob.oid(), "storing it failed"));
                 if let Err(error) = result.unwrap_or_else(panicked)
-                    && self.is_fatal(&blob.oid, error)
+                    && self.is_fatal(&blob.oid(), error)
                 {
                     return;
                 }
@@ -248,13 +297,14 @@ impl Ingest<'_> {
     }
 
     /// Makes `blob` ready to be stored, or stores it if it is large.
-    fn prepare(&self, worker: &mut Worker, blob: &Wanted) -> Result<()> {
+    fn prepare(&self, worker: &mut Worker, blob: &Wanted<N>) -> Result<()> {
         self.cancel.check()?;
         let Worker { reader, preparer, bytes, ready } = worker;
-        match reader.read(&blob.oid, Kind::Blob, LIGHT_OBJECT_BYTES_MAX, bytes) {
+        let oid = blob.oid();
+        match reader.read(&oid, Kind::Blob, LIGHT_OBJECT_BYTES_MAX, bytes) {
             Ok(()) => {
                 blob.check_size(bytes.len() as u64)?;
-                ready.push(WriteItem::Blob { oid: blob.oid, content: preparer.content(bytes) });
+                ready.push(WriteItem::Blob { oid, content: preparer.content(bytes) });
                 // Few large ones at a time, and many small ones: waking the writer costs more than
                 // storing a small one.
                 if bytes.len() > READY_BLOB_BYTES_MAX { self.send(ready) } else { Ok(()) }
@@ -273,18 +323,19 @@ impl Ingest<'_> {
         &self,
         reader: &mut Reader,
         preparer: &mut Preparer,
-        blob: &Wanted,
+        blob: &Wanted<N>,
     ) -> Result<WriteItem> {
         let hold = self.store.hold();
-        let mut stream = reader.stream(&blob.oid)?;
+        let oid = blob.oid();
+        let mut stream = reader.stream(&oid)?;
         let content = preparer
             .stream(&mut stream, &mut |chunk| {
                 self.cancel.check()?;
                 self.session.send(WriteItem::Chunk(chunk))
             })
-            .map_err(|error| Error::streamed(&blob.oid, error))?;
+            .map_err(|error| Error::streamed(&oid, error))?;
         blob.check_size(content.size)?;
-        Ok(WriteItem::Manifest { oid: Some(blob.oid), content, hold })
+        Ok(WriteItem::Manifest { oid: Some(oid), content, hold })
     }
 
     /// Hands blobs to the writer.
