@@ -14,10 +14,10 @@ use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::id::{BranchNumber, Ino, LayerNumber, Sequence, TreeId};
 use crate::outbox::{Examination, Examined, segment_number_of};
-use crate::overlay::{Known, Next, Overlay};
+use crate::overlay::{Known, LayerNodes, Next, Overlay};
 use crate::store::{
-    Branch, Line, Record, Row, Snapshot, SnapshotRecord, Store, Table, decode_sealed, drained_of,
-    line_of, rows_of,
+    ALL_INODES, Branch, Line, Record, Row, Snapshot, SnapshotRecord, Store, Table, decode_sealed,
+    drained_of, line_of, rows_of,
 };
 
 /// How often the rows and the outbox are looked at until they are of one moment. A drain takes far
@@ -248,13 +248,15 @@ impl Changed {
         // Positions are given once in a directory; rows come directory by directory.
         let mut positions = (Ino(0), HashSet::new());
         let snapshot = Arc::clone(&self.snapshot);
+        let below = std::mem::take(&mut self.overlay);
+        let mut nodes = LayerNodes::above(&below);
         let mut take = |row: Result<Row<'_>>| match row {
             Ok(Row::Inode(ino, node)) => {
                 self.rows.0 += 1;
                 if ino.is_new() {
                     highest = highest.max(ino.0);
                 }
-                self.overlay.load_inode(ino, node);
+                nodes.inode(ino, node);
             }
             Ok(Row::Entry(dir, name, known)) => {
                 self.rows.1 += 1;
@@ -265,7 +267,7 @@ impl Changed {
                     Some(Known::Added(_, position)) if !positions.1.insert(position) => {
                         Some(format!("is listed at position {position} like another name"))
                     }
-                    _ if !self.overlay.load_entry(dir, name, known) => {
+                    _ if !nodes.entry(dir, name, known) => {
                         Some("is in what is no directory".into())
                     }
                     _ => None,
@@ -284,7 +286,7 @@ impl Changed {
                 find(Finding::BadEntry { table, why: error.to_string() });
             }
         };
-        let scanned = rows_of(&snapshot, layer, |row| {
+        let scanned = rows_of(&snapshot, layer, &ALL_INODES, |row| {
             take(row);
             Ok(())
         });
@@ -293,6 +295,9 @@ impl Changed {
             let table = Table::LayerInodes.name();
             find(Finding::BadTable { table, why: error.to_string() });
         }
+        let nodes = nodes.finish();
+        self.overlay = below;
+        self.overlay.load(nodes);
         highest
     }
 

@@ -63,9 +63,11 @@ impl Directory {
 
     /// Adds an entry, or gives it another inode or position.
     pub fn add(&mut self, name: &[u8], ino: Ino, position: u64) {
-        self.leave(name);
         let name: Arc<[u8]> = name.into();
-        self.names.insert(Arc::clone(&name), Known::Added(ino, position));
+        let before = self.names.insert(Arc::clone(&name), Known::Added(ino, position));
+        if let Some(Known::Added(_, before)) = before {
+            self.added.remove(&before);
+        }
         self.added.insert(position, (name, ino));
         self.next = self.next.max(position.saturating_add(1));
     }

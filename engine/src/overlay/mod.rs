@@ -25,7 +25,7 @@ pub use extents::{Extent, Extents, Source};
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 pub use inode::Inode;
-pub(crate) use row::{EntryRow, InodeRow};
+pub(crate) use row::{EntryRow, InodeRow, LayerNodes};
 
 use crate::error::{Error, Result};
 use crate::fields::Fields;

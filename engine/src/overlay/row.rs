@@ -1,7 +1,9 @@
 //! The overlay as rows of the store: one for each inode, one for each name.
 
+use std::sync::Arc;
+
 use super::change::{decode_source, encode_source};
-use super::{Body, Extents, Inode, Known, Node, Overlay, Source, Xattrs};
+use super::{Body, Directory, Extents, Inode, Known, Node, Overlay, Source, Xattrs};
 use crate::fields::Fields;
 use crate::id::Ino;
 use crate::limits::{NAME_BYTES_MAX, SYMLINK_BYTES_MAX, XATTR_BYTES_MAX};
@@ -117,29 +119,84 @@ impl EntryRow {
     }
 }
 
-impl Overlay {
-    /// Puts an inode into its place as a layer has it, or takes it away. The entries of a directory
-    /// stay as the layers below have them. In each layer inodes come before names.
-    pub(crate) fn load_inode(&mut self, ino: Ino, node: Option<Node>) {
-        let Some(mut node) = node else {
-            self.nodes.remove(&ino);
-            return;
-        };
-        if let (Body::Directory(entries), Some(below)) = (&mut node.body, self.directory(ino)) {
-            **entries = below.clone();
-        }
-        self.insert(ino, node);
+/// Inodes as a layer has them, made of its rows. In each part of a layer the rows of inodes come first, then
+/// those of names, both in order of the inodes.
+#[derive(Debug)]
+pub(crate) struct LayerNodes<'a> {
+    /// What the layers below have.
+    below: &'a Overlay,
+    /// Inodes that have a row, in order.
+    nodes: Vec<(Ino, Option<Node>)>,
+    /// Up to here no more names are to come.
+    at: usize,
+    /// Directories that have no row and names that have, in order.
+    others: Vec<(Ino, Node)>,
+}
+
+impl<'a> LayerNodes<'a> {
+    /// None yet.
+    pub(crate) fn above(below: &'a Overlay) -> Self {
+        Self { below, nodes: Vec::new(), at: 0, others: Vec::new() }
     }
 
-    /// Puts a name into its place as a layer has it; `false` if there is no such directory.
-    pub(crate) fn load_entry(&mut self, dir: Ino, name: &[u8], known: Option<Known>) -> bool {
-        let Some(directory) = self.directory_mut(dir) else { return known.is_none() };
+    /// Takes the row of an inode; without a node it is gone. The entries of a directory stay as the
+    /// layers below have them.
+    pub(crate) fn inode(&mut self, ino: Ino, mut node: Option<Node>) {
+        if let Some(Node { body: Body::Directory(entries), .. }) = &mut node
+            && let Some(below) = self.below.directory(ino)
+        {
+            **entries = below.clone();
+        }
+        self.nodes.push((ino, node));
+    }
+
+    /// Takes the row of a name; `false` if there is no such directory.
+    pub(crate) fn entry(&mut self, dir: Ino, name: &[u8], known: Option<Known>) -> bool {
+        let Some(directory) = self.directory(dir) else { return known.is_none() };
         match known {
             Some(Known::Added(ino, position)) => directory.add(name, ino, position),
             Some(Known::Hidden) => directory.hide(name),
             None => directory.leave(name),
         }
         true
+    }
+
+    fn directory(&mut self, dir: Ino) -> Option<&mut Directory> {
+        while self.nodes.get(self.at).is_some_and(|(ino, _)| *ino < dir) {
+            self.at += 1;
+        }
+        let node = match self.nodes.get_mut(self.at) {
+            Some((ino, node)) if *ino == dir => node.as_mut()?,
+            _ => {
+                if self.others.last().is_none_or(|(ino, _)| *ino != dir) {
+                    self.others.push((dir, self.below.node(dir)?.clone()));
+                }
+                &mut self.others.last_mut()?.1
+            }
+        };
+        match &mut node.body {
+            Body::Directory(directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    /// The inodes of which the layer says something, complete.
+    pub(crate) fn finish(self) -> Vec<(Ino, Option<Arc<Node>>)> {
+        let others = self.others.into_iter().map(|(ino, node)| (ino, Some(node)));
+        let nodes = self.nodes.into_iter().chain(others);
+        nodes.map(|(ino, node)| (ino, node.map(Arc::new))).collect()
+    }
+}
+
+impl Overlay {
+    /// Puts inodes into their place as a layer has them, or takes them away.
+    pub(crate) fn load(&mut self, nodes: Vec<(Ino, Option<Arc<Node>>)>) {
+        for (ino, node) in nodes {
+            match node {
+                Some(node) => drop(self.nodes.insert(ino, node)),
+                None => drop(self.nodes.remove(&ino)),
+            }
+        }
     }
 
     /// States the highest number that a new inode has had.

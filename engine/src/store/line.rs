@@ -4,8 +4,11 @@
 //! rows begin with the number of the layer and go on with that of the inode, both big-endian, so that
 //! what belongs together lies together.
 
+use std::ops::RangeInclusive;
+
 use super::database::Snapshot;
 use super::decode_sealed;
+use super::loading::load_layer;
 use super::tables::{Table, corrupt_entry};
 use crate::error::{Error, Result};
 use crate::fields::Fields;
@@ -179,20 +182,20 @@ pub(crate) fn line_of(
     Ok(line)
 }
 
-/// Calls `visit` for every row of a layer, inodes first, with what is wrong with those that cannot be
-/// read.
+/// Calls `visit` for every row of a layer that is of one of the inodes `of`, inodes first, with what is wrong
+/// with those that cannot be read.
 ///
 /// # Errors
 /// What reading the database meets, and what `visit` returns.
 pub(crate) fn rows_of(
     snapshot: &Snapshot,
     layer: LayerNumber,
+    of: &RangeInclusive<u64>,
     mut visit: impl FnMut(Result<Row<'_>>) -> Result<()>,
 ) -> Result<()> {
-    let prefix = layer_key(layer);
     let bad = |table, key: &[u8]| corrupt_entry(table, key, "its fields are impossible");
     let table = Table::LayerInodes;
-    snapshot.scan(table, &prefix, |key, sealed| {
+    scan_inodes(snapshot, table, layer, of, |key, sealed| {
         let node = decode_sealed(table, key, sealed, decode_inode);
         let place = split_key(key).filter(|(_, rest)| rest.is_empty());
         visit(match (node, place) {
@@ -200,9 +203,10 @@ pub(crate) fn rows_of(
             (Err(error), _) => Err(error),
             (Ok(_), None) => Err(bad(table, key)),
         })
+        .map(|()| true)
     })?;
     let table = Table::LayerEntries;
-    snapshot.scan(table, &prefix, |key, sealed| {
+    scan_inodes(snapshot, table, layer, of, |key, sealed| {
         let known = decode_sealed(table, key, sealed, EntryRow::decode);
         let place = split_key(key).filter(|(_, name)| !name.is_empty());
         visit(match (known, place) {
@@ -210,6 +214,32 @@ pub(crate) fn rows_of(
             (Err(error), _) => Err(error),
             (Ok(_), None) => Err(bad(table, key)),
         })
+        .map(|()| true)
+    })
+}
+
+/// Every inode that there can be.
+pub(crate) const ALL_INODES: RangeInclusive<u64> = 0..=u64::MAX;
+
+/// Calls `visit` for the rows of a layer in `table` that are of one of the inodes `of`, in order, until it says
+/// `false`.
+pub(super) fn scan_inodes(
+    snapshot: &Snapshot,
+    table: Table,
+    layer: LayerNumber,
+    of: &RangeInclusive<u64>,
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+) -> Result<()> {
+    let prefix = layer_key(layer);
+    // A key that is too short for an inode sorts before all of them, and is told of with the first.
+    let start = match *of.start() {
+        0 => prefix.to_vec(),
+        first => inode_key(layer, Ino(first)),
+    };
+    snapshot.scan_from(table, &start, |key, sealed| {
+        let ends =
+            !key.starts_with(&prefix) || split_key(key).is_some_and(|(ino, _)| ino.0 > *of.end());
+        if ends { Ok(false) } else { visit(key, sealed) }
     })
 }
 
@@ -229,35 +259,6 @@ pub(crate) fn visit_inodes(
             number_of(key).ok_or_else(|| corrupt_entry(table, key, "its key is impossible"))?;
         node.map_or(Ok(()), |node| visit(LayerNumber(layer), node))
     })
-}
-
-/// Applies the rows of a layer; returns whether it has any.
-fn load_layer(
-    snapshot: &Snapshot,
-    layer: LayerNumber,
-    last_new: u64,
-    overlay: &mut Overlay,
-) -> Result<bool> {
-    let mut used = false;
-    rows_of(snapshot, layer, |row| {
-        used = true;
-        match row? {
-            Row::Inode(ino, _) if ino.0 > last_new && ino.is_new() => Err(Error::corrupt(
-                format!("inode {ino} of layer {layer}"),
-                format!("the highest number that was given is {last_new}"),
-            )),
-            Row::Inode(ino, node) => {
-                overlay.load_inode(ino, node);
-                Ok(())
-            }
-            Row::Entry(dir, name, known) if !overlay.load_entry(dir, name, known) => {
-                let key = entry_key(layer, dir, name);
-                Err(corrupt_entry(Table::LayerEntries, &key, "it is in no directory"))
-            }
-            Row::Entry(..) => Ok(()),
-        }
-    })?;
-    Ok(used)
 }
 
 pub(super) fn load_line(

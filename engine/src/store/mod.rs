@@ -26,6 +26,7 @@ mod held;
 mod in_use;
 mod layers;
 mod line;
+mod loading;
 mod open;
 mod read;
 mod records;
@@ -58,7 +59,8 @@ pub(crate) use database::Snapshot;
 pub(crate) use in_use::InUse;
 pub(crate) use layers::Head;
 pub(crate) use line::{
-    Layer, Line, Row, decode_head, drained_of, line_of, number_of, rows_of, visit_inodes,
+    ALL_INODES, Layer, Line, Row, decode_head, drained_of, line_of, number_of, rows_of,
+    visit_inodes,
 };
 pub(crate) use open::tail_of;
 pub(crate) use read::{decode_verified, empty_content};

@@ -252,7 +252,7 @@ impl<'a> Place<'a> {
     }
 }
 
-const SEAL_BYTES: usize = 8;
+pub(super) const SEAL_BYTES: usize = 8;
 
 fn seal_of(key: &[u8], value: &[u8]) -> [u8; SEAL_BYTES] {
     let mut hasher = blake3::Hasher::new();
