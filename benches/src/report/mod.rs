@@ -51,9 +51,10 @@ pub fn render(places: &Places) -> Result<()> {
 /// The tables of a run for the terminal.
 pub fn summary(record: &Record) -> String {
     let mut out = String::new();
+    let causes = Causes::default();
     about(&mut out, record);
-    scoreboard(&mut out, record, &[]);
-    misses(&mut out, record, &Causes::default());
+    scoreboard(&mut out, record, &causes, &[]);
+    misses(&mut out, record, &causes);
     out
 }
 
@@ -120,7 +121,7 @@ fn page(record: &Record, records: &[(PathBuf, Record)], causes: &Causes) -> Stri
     let mut out = String::from(METHOD);
     about(&mut out, record);
     let drawn: Vec<&str> = plots(record).into_iter().map(|(name, _)| name).collect();
-    scoreboard(&mut out, record, &drawn);
+    scoreboard(&mut out, record, causes, &drawn);
     misses(&mut out, record, causes);
     definitions(&mut out, record);
     levers(&mut out, record, records);
@@ -129,7 +130,7 @@ fn page(record: &Record, records: &[(PathBuf, Record)], causes: &Causes) -> Stri
 }
 
 /// Every table, and the plots that were drawn.
-fn scoreboard(out: &mut String, record: &Record, drawn: &[&str]) {
+fn scoreboard(out: &mut String, record: &Record, causes: &Causes, drawn: &[&str]) {
     out.push_str("\n## Scoreboard\n");
     if drawn.contains(&"ratios.svg") {
         out.push_str("\n![agentfs against native, median and quartiles](plots/ratios.svg)\n");
@@ -148,7 +149,7 @@ fn scoreboard(out: &mut String, record: &Record, drawn: &[&str]) {
                     let _ = write!(out, "\n![growth with the size of the tree](plots/{name})\n");
                 }
             }
-            out.push_str(&tables::memory(record));
+            out.push_str(&tables::memory(record, causes));
         }
         for (phase, grown) in phases.iter().filter_map(|p| Some((p, p.cost?.grown?))) {
             let title = tables::title(phase);

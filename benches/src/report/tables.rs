@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::causes::{Causes, MEMORY};
 use crate::record::{Cost, MemoryPoint, Outcome, PhaseResult, Record, Subject};
 use crate::stats::{Summary, ratio, summary};
 
@@ -181,7 +182,7 @@ pub fn comparison(phases: &[PhaseResult]) -> String {
 }
 
 /// The daemon's memory and its price by size of tree: what one more file and directory cost.
-pub fn memory(record: &Record) -> String {
+pub fn memory(record: &Record, causes: &Causes) -> String {
     let mut out = String::new();
     let points = &record.memory;
     let (Some(first), Some(last)) = (points.first(), points.last()) else { return out };
@@ -208,7 +209,8 @@ pub fn memory(record: &Record) -> String {
     if last.files - first.files >= SLOPE_FILES_MIN
         && let Some(fit) = Fit::over(points)
     {
-        let verdict = if fit.slope < MEMORY_GOAL { "met" } else { "**missed**" };
+        let is_met = fit.slope < MEMORY_GOAL;
+        let verdict = if is_met { "met" } else { "**missed**" };
         let mib = f64::from(1 << 20);
         let _ = writeln!(
             out,
@@ -220,6 +222,9 @@ pub fn memory(record: &Record) -> String {
             fit.slope,
             fit.error / mib
         );
+        if !is_met {
+            let _ = writeln!(out, "\n{}", causes.of(MEMORY));
+        }
     }
     out
 }
@@ -300,8 +305,8 @@ mod tests {
 
     #[test]
     fn the_cost_of_a_file_in_memory_is_the_slope_and_the_rest_is_constant() {
-        let mut record = sample();
-        let table = memory(&record);
+        let (mut record, causes) = (sample(), Causes::default());
+        let table = memory(&record, &causes);
         let said = "is 20.0 MiB and 50 bytes a file (goal: below 100, met)";
         assert!(table.contains(said) && table.contains("more than 0.0 MiB away"), "{table}");
         // 10 ms for 10,000 files in 833 directories.
@@ -311,13 +316,14 @@ mod tests {
         third.files = 200_000;
         third.settled.resident += 6 << 20;
         record.memory.push(third);
-        let table = memory(&record);
+        let table = memory(&record, &causes);
         assert!(table.contains("57 bytes a file") && table.contains("than 0.4 MiB"), "{table}");
         record.memory.pop();
         record.memory[1].settled.resident += 100_000 * 60;
-        assert!(memory(&record).contains("**missed**"));
+        let table = memory(&record, &causes);
+        assert!(table.contains("**missed**") && table.contains("not been measured yet"), "{table}");
         record.memory.clear();
-        assert_eq!(memory(&record), "");
+        assert_eq!(memory(&record, &causes), "");
     }
 
     #[test]
