@@ -9,6 +9,8 @@ mod finding;
 mod index;
 mod overlay;
 #[cfg(test)]
+mod renewal_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 use std::collections::{HashMap, HashSet};

@@ -2,7 +2,7 @@
 //!
 //! Only what can be known is repaired. A chunk is rebuilt from bytes that have its hash: from the file
 //! of a repository that it is or is part of, or from a record that is still in an outbox. A directory
-//! object is made anew from its git tree. Counts are counted again. What belongs to no branch is removed,
+//! object is made anew from its git tree. A database with damage in what can be made again is written anew without that. Counts are counted again. What belongs to no branch is removed,
 //! and the plan says so. Nothing is ever replaced by something empty: what cannot be rebuilt stays
 //! damaged, and is reported as that.
 //!
@@ -25,7 +25,8 @@ use crate::outbox::Examination;
 use crate::progress::Cancel;
 use crate::source::Blob;
 use crate::store::{
-    Branch, Object, Store, Table, decode_manifest, decode_sealed, drained_of, line_of,
+    Branch, Object, Store, Table, decode_manifest, decode_sealed, drained_of, is_made_again,
+    line_of,
 };
 use crate::worktree::Contents;
 
@@ -36,6 +37,12 @@ const PIECE_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Step {
+    /// Write the database anew, without the damaged entries of tables that can be made again. What these said is
+    /// missing then, and a check that follows says what that is.
+    Database {
+        /// The tables.
+        tables: Vec<&'static str>,
+    },
     /// Make a directory object anew from its git tree.
     Tree(TreeId),
     /// Store a content anew from its repository.
@@ -84,6 +91,10 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Database { tables } => {
+                let tables = tables.join(", ");
+                write!(f, "write the database anew without the damaged entries of {tables}")
+            }
             Self::Tree(id) => write!(f, "rebuild tree {id} from git"),
             Self::Content(id) => write!(f, "rebuild content {id} from git"),
             Self::Chunk(id) => write!(f, "rebuild chunk {id} from git or an outbox"),
@@ -112,7 +123,18 @@ impl fmt::Display for Step {
 
 /// What can be done about `findings`, without repetitions. Where a finding has no step, nothing can.
 pub fn plan(findings: &[Finding]) -> Vec<Step> {
-    let steps: BTreeSet<Step> = findings.iter().filter_map(step_for).collect();
+    let mut steps: BTreeSet<Step> = findings.iter().filter_map(step_for).collect();
+    let damaged: BTreeSet<_> = findings
+        .iter()
+        .filter_map(|finding| match finding {
+            Finding::BadTable { table, .. } | Finding::BadEntry { table, .. } => Some(*table),
+            _ => None,
+        })
+        .filter(|table| is_made_again(table))
+        .collect();
+    if !damaged.is_empty() {
+        steps.insert(Step::Database { tables: damaged.into_iter().collect() });
+    }
     steps.into_iter().collect()
 }
 
@@ -195,6 +217,7 @@ impl Repair<'_> {
     /// done it.
     fn take(&self, step: &Step) -> Result<()> {
         match step {
+            Step::Database { .. } => self.store.renew_database(),
             Step::Tree(id) => self.store.tree(*id).map(drop),
             Step::Chunk(id) => self.store.core().load(&Object::Chunk(*id)).map(drop),
             Step::Content(id) => match self.store.has_content(*id)? {

@@ -21,7 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 use agentfs_tests::ledger::{Dice, Ledger};
-use agentfs_tests::{TestStore, fixture::Builder, fuse_available, git, git_command};
+use agentfs_tests::{TestStore, fixture::Builder, fuse_available, git, git_command, mounts};
 
 /// Threads that change a directory each.
 const WORKERS: u64 = 3;
@@ -245,7 +245,11 @@ fn what_a_killed_daemon_has_acknowledged_is_there() {
                 panic!("seed {seed}, round {round}, {end:?}, {dir}: {difference}\n{}", store.log())
             });
         }
-        let is = fs::read(mounted.join(LARGE)).expect("it is there");
+        let is = fs::read(mounted.join(LARGE)).unwrap_or_else(|error| {
+            let there = mounts::is_mounted(&mounted);
+            let log = store.log();
+            panic!("seed {seed}, round {round}, {end:?}: {LARGE}: {error}, mounted: {there}\n{log}")
+        });
         assert!(
             is == large,
             "seed {seed}, round {round}, {end:?}: {LARGE} is not what was written"

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use agentfs_engine::repair::{Surroundings, execute, plan};
+use agentfs_engine::repair::{Step, Surroundings, Taken, execute, plan};
 use agentfs_engine::store::Branch;
 use agentfs_engine::worktree::Contents;
+use agentfs_gitimport::walk::ImportedTrees;
 use tracing::warn;
 
 use crate::daemon::check::{self, checked};
@@ -48,8 +49,7 @@ impl Surroundings for Around<'_> {
 /// # Errors
 /// What keeps the store from being read at all. What cannot be repaired is no error.
 pub fn repair(daemon: &Daemon, call: &Call) -> Result<Repaired> {
-    let report = checked(daemon, call)?;
-    let taken = execute(&daemon.store, &plan(&report.findings), &Around(daemon), &call.cancel)?;
+    let taken = take_steps(daemon, call)?;
     let mut repaired = Vec::new();
     let mut not_repaired = Vec::new();
     for taken in taken {
@@ -76,6 +76,38 @@ pub fn repair(daemon: &Daemon, call: &Call) -> Result<Repaired> {
     not_repaired.truncate(Repaired::STEPS_MAX);
     let steps = more as u64;
     Ok(Repaired { steps, repaired, not_repaired, after: check::check(daemon, call)? })
+}
+
+/// Takes the steps that the findings of a check ask for.
+fn take_steps(daemon: &Daemon, call: &Call) -> Result<Vec<Taken>> {
+    let take = |steps: &[Step]| execute(&daemon.store, steps, &Around(daemon), &call.cancel);
+    let is_first = |step: &Step| matches!(step, Step::Database { .. });
+    let steps = plan(&checked(daemon, call)?.findings);
+    let (first, rest): (Vec<_>, Vec<_>) = steps.into_iter().partition(is_first);
+    let mut taken = take(&first)?;
+    if taken.iter().all(|taken| taken.outcome.is_err()) {
+        taken.extend(take(&rest)?);
+        return Ok(taken);
+    }
+    // What the damaged entries said is missing now, and found by that.
+    let mut rest = plan(&checked(daemon, call)?.findings);
+    rest.retain(|step| !is_first(step));
+    taken.extend(take(&rest)?);
+    take_in_again(daemon)?;
+    Ok(taken)
+}
+
+/// Has the content of every branch taken in again: what is mapped to nothing any more is read from git
+/// then.
+fn take_in_again(daemon: &Daemon) -> Result<()> {
+    for branch in daemon.store.branches()?.into_iter().filter(|branch| branch.ingested) {
+        let branch = Branch { ingested: false, ..branch };
+        let mut batch = daemon.store.batch()?;
+        batch.put_branch(&branch);
+        batch.commit()?;
+        daemon.ingest.enqueue(&branch, ImportedTrees::default());
+    }
+    Ok(())
 }
 
 /// Mounts what is on record and could not be mounted; what was.

@@ -15,7 +15,7 @@ use crate::testing::FaultyStorage;
 use crate::tree::{EncodedTree, Entry, EntryKind, TreeBuilder};
 use crate::worktree::Contents;
 
-const DIR: &str = "/home/store";
+pub(super) const DIR: &str = "/home/store";
 
 /// Stands in for git: the object id of anything is the front of its blake3.
 pub(crate) struct FakeGit;
@@ -52,7 +52,7 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-fn open(storage: &FaultyStorage) -> Arc<Store> {
+pub(super) fn open(storage: &FaultyStorage) -> Arc<Store> {
     Store::open_on(Arc::new(storage.clone()), Path::new(DIR)).unwrap()
 }
 
@@ -60,11 +60,11 @@ fn segment(number: u32) -> PathBuf {
     Path::new(DIR).join(format!("segments/{number:08}.seg"))
 }
 
-fn run(store: &Arc<Store>) -> CheckReport {
+pub(super) fn run(store: &Arc<Store>) -> CheckReport {
     check(store, &FakeGit, &Silent, &Cancel::default()).unwrap()
 }
 
-fn change(store: &Store, with: impl FnOnce(&mut Batch<'_>)) {
+pub(super) fn change(store: &Store, with: impl FnOnce(&mut Batch<'_>)) {
     let mut batch = store.batch().unwrap();
     with(&mut batch);
     batch.commit().unwrap();
@@ -99,9 +99,9 @@ fn directory<'a>(name: &'a str, tree: &EncodedTree) -> Entry<'a> {
 }
 
 /// What the healthy store of these tests holds.
-struct Fixture {
-    storage: FaultyStorage,
-    store: Arc<Store>,
+pub(super) struct Fixture {
+    pub(super) storage: FaultyStorage,
+    pub(super) store: Arc<Store>,
     inline: Vec<u8>,
     middle: Vec<u8>,
     large: Vec<u8>,
@@ -110,7 +110,7 @@ struct Fixture {
     root: EncodedTree,
 }
 
-fn put_blob(batch: &mut Batch<'_>, bytes: &[u8]) {
+pub(super) fn put_blob(batch: &mut Batch<'_>, bytes: &[u8]) {
     let content = Preparer::new().content(bytes);
     batch.put_content(&content).unwrap();
     let stored = Stored { id: content.id, size: content.size };
@@ -122,7 +122,7 @@ fn put_tree(batch: &mut Batch<'_>, tree: &EncodedTree) {
     batch.map_tree(&fake_oid(tree.subtree.id.as_bytes()), &[0; 32], &tree.subtree).unwrap();
 }
 
-fn healthy() -> Fixture {
+pub(super) fn healthy() -> Fixture {
     let storage = FaultyStorage::new();
     let store = open(&storage);
     let (inline, middle) = (noise(1, 100), noise(2, 5000));

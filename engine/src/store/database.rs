@@ -68,9 +68,14 @@ impl Database {
         counters: Arc<Counters>,
         changes: &Changes,
     ) -> Result<()> {
+        Self::begin(path, file, counters)?.apply(changes)
+    }
+
+    /// Begins a database in the empty `file`, which is to be synced once it is closed.
+    pub(super) fn begin(path: &Path, file: Arc<dyn File>, counters: Arc<Counters>) -> Result<Self> {
         let database = Self::open_backend(path, file, counters, false)?;
         database.accept()?;
-        database.apply(changes)
+        Ok(database)
     }
 
     fn open_backend(
@@ -215,6 +220,25 @@ impl Snapshot {
     ) -> Result<()> {
         shielded(&self.path, || {
             for entry in self.table(table).range(start..)? {
+                let (key, value) = entry?;
+                match visit(key.value(), value.value()) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+            Ok(Ok(()))
+        })?
+    }
+
+    /// Calls `visit` for every entry, in the reverse order of the keys, until it says `false`.
+    pub(crate) fn scan_back(
+        &self,
+        table: Table,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        shielded(&self.path, || {
+            for entry in self.table(table).range::<&[u8]>(..)?.rev() {
                 let (key, value) = entry?;
                 match visit(key.value(), value.value()) {
                     Ok(true) => {}

@@ -30,6 +30,7 @@ mod loading;
 mod open;
 mod read;
 mod records;
+mod renew;
 mod segment;
 mod sweep;
 mod tables;
@@ -65,6 +66,7 @@ pub(crate) use line::{
 pub(crate) use open::tail_of;
 pub(crate) use read::{decode_verified, empty_content};
 pub(crate) use records::Record;
+pub(crate) use renew::is_made_again;
 pub(crate) use segment::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Segments, check_header};
 pub(crate) use sweep::{Moved, bytes_of, is_garbage, locate, record_bytes};
 pub(crate) use tables::{

@@ -23,7 +23,7 @@ use crate::limits::{CHUNK_CACHE_BYTES, MANIFEST_CACHE_BYTES};
 use crate::storage::{File, Storage};
 
 pub(super) const DATABASE_FILE: &str = "store.redb";
-const DATABASE_NEW_FILE: &str = "store.redb.new";
+pub(super) const DATABASE_NEW_FILE: &str = "store.redb.new";
 const FORMAT_FILE: &str = "format";
 const FORMAT_NEW_FILE: &str = "format.new";
 /// Locked while the store is open. It stays empty.
@@ -131,7 +131,7 @@ fn create_database(storage: &dyn Storage, dir: &Path, counters: &Arc<Counters>) 
 }
 
 /// An empty file, whatever an earlier attempt left under its name.
-fn create_anew(storage: &dyn Storage, path: &Path) -> Result<Arc<dyn File>> {
+pub(super) fn create_anew(storage: &dyn Storage, path: &Path) -> Result<Arc<dyn File>> {
     match storage.remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::io("remove", path, error))
@@ -141,7 +141,12 @@ fn create_anew(storage: &dyn Storage, path: &Path) -> Result<Arc<dyn File>> {
 }
 
 /// Gives the complete `file` its final name, durably.
-fn put_in_place(storage: &dyn Storage, file: &dyn File, from: &Path, to: &Path) -> Result<()> {
+pub(super) fn put_in_place(
+    storage: &dyn Storage,
+    file: &dyn File,
+    from: &Path,
+    to: &Path,
+) -> Result<()> {
     file.sync().map_err(|error| Error::io("sync", from, error))?;
     storage.rename(from, to).map_err(|error| Error::io("rename", from, error))?;
     to.parent().map_or(Ok(()), |dir| sync_dir(storage, dir))
