@@ -4,7 +4,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     attach, backup, branch, clone, completions, daemon, diff, doctor, du, exec, export, fsck, gc,
-    materialize, mount, ps, snapshot, stats, status, umount, version, worktree,
+    materialize, mount, ps, redirect, snapshot, stats, status, umount, version, worktree,
 };
 
 use crate::exec::StageArgs;
@@ -74,6 +74,8 @@ pub enum Command {
     Export(export::Args),
     /// Make a plain directory, with a repository of its own, of what a branch, snapshot or revision is
     Materialize(materialize::Args),
+    /// Have build directories lie in native directories of the store
+    Redirect(redirect::Args),
     /// Make the namespaces of a command (what `exec` starts)
     #[command(hide = true, name = "exec-namespace")]
     ExecNamespace(StageArgs),

@@ -82,6 +82,11 @@ impl Layout {
         self.root.join("exec")
     }
 
+    /// The native directories of redirected paths, by the number of the branch, and what snapshots skip.
+    pub fn redirects(&self) -> PathBuf {
+        self.root.join("redirects")
+    }
+
     /// What snapshots have of git, one directory each.
     pub fn snapshots(&self) -> PathBuf {
         self.root.join("snapshots")

@@ -53,6 +53,10 @@ pub struct Transfer<'a> {
     same_numbers: bool,
     /// Whether owners can be given.
     is_root: bool,
+    /// Whether files share their blocks with what they are copied from, or are not copied at all.
+    shares_blocks: bool,
+    /// Links at these paths are not copied.
+    pub without_links: Vec<PathBuf>,
     /// Where files with several names were put, by their number.
     links: HashMap<u64, PathBuf>,
     buffer: Vec<u8>,
@@ -135,10 +139,18 @@ impl<'a> Transfer<'a> {
             keeps_times: true,
             same_numbers: false,
             is_root: rustix::process::geteuid().is_root(),
+            shares_blocks: false,
+            without_links: Vec::new(),
             links: HashMap::new(),
             buffer: Vec::new(),
             done: Done::default(),
         }
+    }
+
+    /// The same for two trees of one file system that can share blocks between files: one that cannot makes the
+    /// copy fail.
+    pub fn sharing(root: BorrowedFd<'a>) -> Self {
+        Self { shares_blocks: true, ..Self::copying(root) }
     }
 
     /// Into the tree at `root`, where what gets other content is as new as that. With `same_numbers` a file
@@ -323,6 +335,9 @@ impl<'a> Transfer<'a> {
         if kind(&stat) == FileType::Directory {
             return self.make_dir(from, to, &stat, path, true);
         }
+        if kind(&stat) == FileType::Symlink && self.without_links.iter().any(|one| one == path) {
+            return Ok(());
+        }
         let known = self.links.get(&stat.st_ino).filter(|_| stat.st_nlink > 1).cloned();
         let made = match known {
             Some(known) => self.link(&known, to),
@@ -369,7 +384,8 @@ impl<'a> Transfer<'a> {
                 if named {
                     return Ok(());
                 }
-                let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+                // This thread may have a table of files of its own.
+                let own = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
                 replace(to, |at_| linkat(CWD, &*own, at_.dir, at_.name, AtFlags::SYMLINK_FOLLOW))
             }
             FileType::Symlink => {
@@ -404,6 +420,9 @@ impl<'a> Transfer<'a> {
 
     /// Copies what is no hole.
     fn copy_content(&mut self, mut from: File, to: &File, stat: &Stat) -> io::Result<()> {
+        if self.shares_blocks {
+            return Ok(rustix::fs::ioctl_ficlone(to, &from)?);
+        }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         ftruncate(to, size)?;
         self.buffer.resize(COPY_BYTES, 0);
@@ -510,6 +529,18 @@ impl<'a> Transfer<'a> {
         self.done.removed += 1;
         Ok(())
     }
+}
+
+/// Removes all that is in a directory.
+///
+/// # Errors
+/// What the file system refuses, with the path below `dir`.
+pub fn empty(dir: BorrowedFd<'_>) -> Result<()> {
+    let mut transfer = Transfer::copying(dir);
+    for name in names(dir).map_err(at(Path::new(".")))? {
+        transfer.remove(At { dir, name: &name }, Path::new(&name))?;
+    }
+    Ok(())
 }
 
 /// Writes what of `bytes` are not blocks of zeros; returns how much that was.

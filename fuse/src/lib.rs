@@ -46,4 +46,4 @@ pub use notify::Stale;
 pub use ops::{Found, Ops, XattrReply};
 pub use probe::{Device, KernelFuse, Probe, probe};
 pub use session::{Mounted, mount};
-pub use warm::Warmed;
+pub use warm::{Warmed, apart};

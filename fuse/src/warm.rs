@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use agentfs_engine::Ino;
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, StatxFlags, fgetxattr, flistxattr, open,
-    openat, seek, statx,
+    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, StatxFlags, fgetxattr,
+    flistxattr, open, openat, openat2, seek, statx,
 };
 use rustix::io::Errno;
 
@@ -134,13 +134,31 @@ pub(crate) fn push(ops: &Ops, walk: Walk, store: impl Fn(Ino, &[u8]) -> bool) ->
     warmed
 }
 
+/// Runs `work`, which asks something of a mount of this process, on a thread in whose table of files the device is
+/// not: if the process is killed meanwhile, the mount dies and lets it go. `work` must not use files that
+/// were opened before.
+///
+/// # Errors
+/// If there is no room for the thread.
+pub fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let apart = || leave_the_files_of_the_process().map(|()| work());
+        let worker =
+            thread::Builder::new().name("agentfs-apart".into()).spawn_scoped(scope, apart)?;
+        match worker.join() {
+            Ok(done) => Ok(done?),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
 /// Gives the calling thread a table of files of its own, with nothing in it but the standard three.
 #[expect(unsafe_code, reason = "no safe function unshares a table of files")]
 fn leave_the_files_of_the_process() -> rustix::io::Result<()> {
     let (first, last) = (3, libc::c_uint::MAX);
     let flags = libc::CLOSE_RANGE_UNSHARE;
     // SAFETY: the files stay open for the process, only this thread can no longer name them. It owns
-    // none, was given none, and ends after a walk that uses only what it opens itself.
+    // none, was given none, and ends after work that uses only what it opens itself.
     match unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } {
         0 => Ok(()),
         _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
@@ -251,8 +269,10 @@ impl Shared {
     ) -> rustix::io::Result<Listed> {
         let mut listed = Listed::default();
         let name = if path.is_empty() { c"." } else { path };
-        let directory = match openat(root, name, DIRECTORY, Mode::empty()) {
+        let directory = match openat2(root, name, DIRECTORY, Mode::empty(), ResolveFlags::NO_XDEV) {
             Ok(directory) => directory,
+            // Another mount, in which nothing is ours.
+            Err(Errno::XDEV) => return Ok(listed),
             // Too long to be opened at once: left to whoever goes there step by step.
             Err(Errno::NAMETOOLONG) => return Ok(listed),
             Err(errno) => return Err(errno),

@@ -36,6 +36,14 @@ pub fn backup(args: &BackupArgs, output: Output) -> Result<()> {
     let done: BackedUp = call(output, method::BACKUP, &params)?;
     output.result(&done, |out| {
         writeln!(out, "{}: {}, read back", done.file.0.display(), human_bytes(done.bytes))?;
+        for one in &done.redirected {
+            let path = one.status.path.0.display();
+            writeln!(
+                out,
+                "  without {}@{}: {path}, which is redirected",
+                one.repository, one.branch
+            )?;
+        }
         writeln!(out, "  `AGENTFS_HOME=NEW agentfs restore FILE` makes a store of it")
     })
 }

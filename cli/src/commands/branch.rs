@@ -46,6 +46,9 @@ struct CreateArgs {
     /// A branch, with all that it is now; a snapshot; or a revision
     #[arg(long, value_name = "BRANCH|SNAPSHOT|REV")]
     from: String,
+    /// Give redirected paths what they have in the origin, where files can share blocks
+    #[arg(long)]
+    seed_redirects: bool,
     #[command(flatten)]
     mount: MountArgs,
 }
@@ -125,7 +128,13 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
         Action::Create(args) => {
             let (name, from) = (args.name.clone(), args.from.clone());
             let mount = args.mount.at()?;
-            let call = BranchCreateCall { name, from, mount, committed: false };
+            let call = BranchCreateCall {
+                name,
+                from,
+                mount,
+                seed_redirects: args.seed_redirects,
+                ..BranchCreateCall::default()
+            };
             open(output, method::BRANCH_CREATE, &call).map(|()| 0)
         }
         Action::List => list(output),

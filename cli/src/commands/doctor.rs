@@ -68,6 +68,7 @@ pub fn run(_: &Args, output: Output) -> Result<u8> {
     findings.push(git());
     let (daemon, status) = daemon(&layout);
     findings.push(daemon);
+    findings.extend(status.iter().flat_map(redirects));
     findings.extend(levers(status.as_ref()));
     let usable = findings.iter().all(|finding| finding.state != State::Missing);
     let report = Report { usable, findings };
@@ -162,6 +163,31 @@ fn daemon(layout: &Layout) -> (Finding, Option<Status>) {
             (Finding { remedy: failure.hint, ..finding }, None)
         }
     }
+}
+
+/// What is redirected in mounted worktrees, and what should be.
+fn redirects(status: &Status) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for worktree in &status.worktrees {
+        let dir = worktree.dir.0.display();
+        for one in &worktree.redirects {
+            let shown = worktree.dir.0.join(&one.path.0);
+            let (state, why) = match (&one.appears, &one.why) {
+                (Some(how), _) => {
+                    (State::Ok, format!("{} is redirected by a {how}", shown.display()))
+                }
+                (None, why) => {
+                    let why = why.as_deref().unwrap_or("does not appear");
+                    (State::Off, format!("{}: it {why}", shown.display()))
+                }
+            };
+            findings.push(Finding::new("redirect", state, why));
+        }
+        for note in &worktree.redirect_notes {
+            findings.push(Finding::new("redirect", State::Off, format!("{dir}: {note}")));
+        }
+    }
+    findings
 }
 
 /// The levers as the running daemon has them, else as one that is started now would.

@@ -31,8 +31,9 @@ fn list(out: &mut dyn Write, usage: &DiskUsage) -> io::Result<()> {
             human_bytes(entry.own.bytes),
             human_bytes(entry.shared.bytes),
             human_bytes(entry.outbox),
+            human_bytes(entry.redirected),
         ]
     });
-    let headings = ["REPOSITORY", "BRANCH", "SNAPSHOT", "ALONE", "SHARED", "OUTBOX"];
+    let headings = ["REPOSITORY", "BRANCH", "SNAPSHOT", "ALONE", "SHARED", "OUTBOX", "REDIRECTED"];
     table(out, &headings, &rows.collect::<Vec<_>>())
 }

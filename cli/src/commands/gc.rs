@@ -51,6 +51,11 @@ fn tell(out: &mut dyn Write, done: &Collected) -> io::Result<()> {
             writeln!(out, "{} {removed}: {bytes}", count(amount.count, noun))?;
         }
     }
+    if done.redirected.count > 0 {
+        let bytes = human_bytes(done.redirected.bytes);
+        let what = count(done.redirected.count, "native directory");
+        writeln!(out, "{} {removed}: {bytes}", what.replace("directorys", "directories"))?;
+    }
     if done.segments.count > 0 {
         writeln!(
             out,

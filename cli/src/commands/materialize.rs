@@ -47,6 +47,8 @@ struct Materialized {
     /// Files, directories and links.
     entries: u64,
     bytes: u64,
+    /// What is not in it, since it is redirected.
+    redirected: Vec<WirePath>,
 }
 
 /// Where what is to be copied can be read, for as long as the client lives.
@@ -59,6 +61,8 @@ struct Source {
     commit: Option<String>,
     /// The snapshot that was made for this.
     passing: Option<String>,
+    /// Paths that are redirected.
+    redirected: Vec<WirePath>,
 }
 
 /// Makes a plain directory of what something is.
@@ -90,12 +94,16 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
         commit: source.commit,
         entries: done.written,
         bytes: done.bytes,
+        redirected: source.redirected,
     };
     output.result(&made, |out| {
         let commit = made.commit.as_deref().map_or("no commit", short);
         writeln!(out, "{}: {}, {commit}", made.dir.0.display(), made.repository)?;
         let entries = count(made.entries, "entry").replace("entrys", "entries");
-        writeln!(out, "  a plain directory with a repository of its own: {entries}")
+        writeln!(out, "  a plain directory with a repository of its own: {entries}")?;
+        made.redirected.iter().try_for_each(|path| {
+            writeln!(out, "  without what is in {}, which is redirected", path.0.display())
+        })
     })
 }
 
@@ -117,11 +125,12 @@ fn find(client: &mut Client, what: &str, meter: &Arc<Meter>) -> Result<Source> {
         };
     let passing = passing.map(|taken| taken.id);
     let begun = view(client, passing.as_deref().unwrap_or(what))?;
-    let ViewBegun { repository, common_dir, dir, index, commit } = begun;
+    let ViewBegun { repository, common_dir, dir, index, commit, redirected } = begun;
     if let (Some(dir), Some(index)) = (dir, index) {
         let state = index.0.parent().unwrap_or(&index.0).to_owned();
         let common_dir = common_dir.0;
-        return Ok(Source { repository, common_dir, dir: dir.0, state, commit, passing });
+        let dir = dir.0;
+        return Ok(Source { repository, common_dir, dir, state, commit, passing, redirected });
     }
     // Nothing but a commit: a worktree of it is one as long as it is used.
     let what = match (&passing, what.contains('@'), &commit) {
@@ -138,6 +147,7 @@ fn find(client: &mut Client, what: &str, meter: &Arc<Meter>) -> Result<Source> {
         state: begun.git_dir.0,
         commit,
         passing,
+        redirected,
     })
 }
 
@@ -154,6 +164,8 @@ fn build(source: &Source, dir: &Path) -> Result<Done> {
     let open = |path: &Path| File::open(path).map_err(|error| Failure::io("open", path, &error));
     let (from, to) = (open(&source.dir)?, open(&tree)?);
     let mut transfer = Transfer::copying(to.as_fd());
+    // They lead into the store.
+    transfer.without_links = source.redirected.iter().map(|path| path.0.clone()).collect();
     transfer
         .copy_all(from.as_fd(), &[".git".as_ref()])
         .map_err(|(at, error)| Failure::io("copy", &at, &error))?;

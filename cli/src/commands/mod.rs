@@ -16,6 +16,7 @@ pub mod gc;
 pub mod materialize;
 pub mod mount;
 pub mod ps;
+pub mod redirect;
 pub mod snapshot;
 pub mod stats;
 pub mod status;
@@ -59,6 +60,7 @@ pub fn run(command: Command, output: Output) -> Result<u8> {
         Command::Materialize(args) => materialize::run(&args, output).map(|()| 0),
         Command::Backup(args) => backup::backup(&args, output).map(|()| 0),
         Command::Restore(args) => backup::restore(&args, output),
+        Command::Redirect(args) => redirect::run(&args, output),
         Command::Worktree(args) => worktree::run(&args, output),
         Command::ExecNamespace(args) => namespace::run(&args),
         Command::ExecInit(args) => init::run(&args),

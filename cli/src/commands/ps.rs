@@ -61,6 +61,12 @@ fn list(out: &mut dyn Write, status: &Status) -> io::Result<()> {
                 None if worktree.read_only => "mounted read-only".into(),
                 None => "mounted".into(),
             };
+            let redirected = worktree.redirects.len();
+            let state = match redirected {
+                0 => state,
+                1 => format!("{state}, 1 path redirected"),
+                more => format!("{state}, {more} paths redirected"),
+            };
             vec![
                 worktree.dir.0.display().to_string(),
                 worktree.repository.clone(),

@@ -131,6 +131,10 @@ fn restored(done: &SnapshotRestored, output: Output) -> Result<()> {
         let SnapshotRestored { snapshot, repository, branch, before, .. } = done;
         writeln!(out, "{repository}@{branch}: as it was at {snapshot}")?;
         writeln!(out, "  {} changed", count(done.inodes, "inode"))?;
+        for path in &done.redirected {
+            writeln!(out, "  {} is redirected and as it was before", path.0.display())?;
+        }
+        done.notes.iter().try_for_each(|note| writeln!(out, "  note: {note}"))?;
         writeln!(out, "  `agentfs snapshot restore {before}` takes that back")
     })
 }

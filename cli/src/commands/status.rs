@@ -79,6 +79,14 @@ fn show(out: &mut dyn Write, worktree: &WorktreeStatus, status: &Status) -> io::
             writeln!(out, "  no more changes are taken: {why}")?;
         }
     }
+    for one in &worktree.redirects {
+        let how = match (&one.appears, &one.why) {
+            (Some(how), _) => how.clone(),
+            (None, why) => format!("it {}", why.as_deref().unwrap_or("does not appear")),
+        };
+        writeln!(out, "  redirected  {} ({how})", one.path.0.display())?;
+    }
+    worktree.redirect_notes.iter().try_for_each(|note| writeln!(out, "  note: {note}"))?;
     if worktree.allow_other {
         writeln!(out, "  other users may enter")?;
     }

@@ -142,7 +142,13 @@ fn add(args: &AddArgs, output: Output) -> Result<u8> {
         MountAt { dir: WirePath(dir.clone()), read_only: false, allow_other: args.allow_other };
     if let Some(name) = new {
         let from = format!("{repository}@{}", commit()?);
-        let params = BranchCreateCall { name, from, committed: true, mount: Some(at) };
+        let params = BranchCreateCall {
+            name,
+            from,
+            committed: true,
+            mount: Some(at),
+            ..BranchCreateCall::default()
+        };
         return open(output, method::BRANCH_CREATE, &params).map(|()| 0);
     }
     let revision = match existing {

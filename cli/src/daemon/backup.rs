@@ -14,11 +14,12 @@ use std::path::{Path, PathBuf};
 use agentfs_engine::progress::Cancel;
 
 use crate::archive::{self, Writer};
+use crate::daemon::redirects;
 use crate::daemon::rpc::Call;
 use crate::daemon::state::Daemon;
 use crate::error::{Failure, Kind, Result};
 use crate::layout::INCOMING;
-use crate::protocol::{BackedUp, BackupCall};
+use crate::protocol::{BackedUp, BackupCall, RedirectListCall};
 
 /// How often git's objects are looked through for what a repacking has moved meanwhile.
 const LOOKS_MAX: u32 = 8;
@@ -56,7 +57,8 @@ pub fn backup(daemon: &Daemon, params: &BackupCall, call: &Call) -> Result<Backe
     aside.persist_noclobber(path).map_err(|error| failed(&error.error))?;
     let synced = File::open(parent).and_then(|parent| parent.sync_all());
     synced.map_err(|error| failed(&error))?;
-    Ok(BackedUp { file: params.file.clone(), entries, bytes, blake3: hash })
+    let redirected = redirects::list(daemon, &RedirectListCall::default())?.redirects;
+    Ok(BackedUp { file: params.file.clone(), entries, bytes, blake3: hash, redirected })
 }
 
 /// Writes all of it; returns its hash, entries and bytes.
@@ -100,6 +102,7 @@ impl<W: io::Write> Backup<'_, W> {
         for name in ["outbox", "snapshots"] {
             self.tree(Path::new(name), &|_| true)?;
         }
+        self.redirects(daemon)?;
         let repositories = daemon.layout.repositories();
         let repositories = repositories.strip_prefix(self.root).unwrap_or(&repositories);
         // Objects are copied when all that names them is.
@@ -112,6 +115,23 @@ impl<W: io::Write> Backup<'_, W> {
         })?;
         self.repositories = self.list(repositories)?;
         Ok(segments)
+    }
+
+    /// Writes what is redirected, with empty directories for what is built there.
+    fn redirects(&mut self, daemon: &Daemon) -> Result<()> {
+        let root = self.root;
+        let dir = daemon.layout.redirects();
+        let dir = dir.strip_prefix(root).unwrap_or(&dir);
+        if !root.join(dir).is_dir() {
+            return Ok(());
+        }
+        // `redirects/BRANCH/NUMBER/data/...`
+        self.tree(dir, &|path| {
+            let parts: Vec<_> = path.iter().map(|part| part.as_encoded_bytes()).collect();
+            let passing = parts[1..].iter().take(2).any(|part| part.starts_with(b"."));
+            let built = parts.len() > 4 && parts[3] == b"data";
+            !passing && !built
+        })
     }
 
     /// Writes the objects of the repositories.

@@ -19,6 +19,7 @@ use tracing::warn;
 use crate::daemon::calls;
 use crate::daemon::note::{Making, Note};
 use crate::daemon::opening::{self, Begin, Opening};
+use crate::daemon::redirects;
 use crate::daemon::repositories::OpenRepository;
 use crate::daemon::rpc::{Answer, Call};
 use crate::daemon::snapshots;
@@ -280,6 +281,7 @@ fn fork(
         Some(at) => at.dir.0.clone(),
         None => daemon.layout.unmounted(&of.repository, name),
     };
+    let inherited = redirects::inherit(daemon, of.number, state, number)?;
     let new = NewGitDir {
         common_dir: &repository.record.git_dir,
         worktree: &worktree,
@@ -319,9 +321,17 @@ fn fork(
     mounting.iter().for_each(|(_, record, _)| batch.put_worktree(record));
     batch.commit()?;
     made.recorded = Some((branch.clone(), params.mount.as_ref().map(|at| at.dir.0.clone())));
+    inherited.keep();
     drop(names);
+    let notes = match params.seed_redirects {
+        true => redirects::seed(daemon, of.number, number),
+        false => Vec::new(),
+    };
+    if params.takes_over {
+        redirects::take_over(daemon, of.number, number);
+    }
     let trees = ImportedTrees::default();
-    let answer = match mounting {
+    let mut answer = match mounting {
         Some((at, _, reservation)) => {
             let begin = Some(Begin { point, origin: origin.as_ref() });
             let opening = Opening::new(daemon, reservation, repository, &branch, at, begin)?;
@@ -330,6 +340,7 @@ fn fork(
         }
         None => answer(daemon, branch, trees)?,
     };
+    calls::add_notes(&mut answer, notes);
     made.keep();
     Ok(answer)
 }
@@ -458,6 +469,7 @@ fn drop_branch(daemon: &Daemon, branch: &Branch, dir: Option<&Path>) -> Result<(
     batch.remove_head(branch.number);
     batch.sweep_layers()?;
     batch.commit()?;
+    redirects::forget(daemon, branch.number)?;
     let outbox = daemon.layout.outbox(branch.number);
     remove_all(&outbox).map_err(|error| Failure::store_io("remove", &outbox, &error))
 }
@@ -558,7 +570,8 @@ pub fn undelete(daemon: &Arc<Daemon>, params: &UndeleteCall, call: &Call) -> Res
         name: last.name.clone(),
         from: snapshots::id(last.number),
         mount: params.mount.clone(),
-        committed: false,
+        takes_over: true,
+        ..BranchCreateCall::default()
     };
     create_and_forget(daemon, &create, &last, call)
 }

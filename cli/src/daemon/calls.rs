@@ -13,6 +13,7 @@ use tracing::warn;
 
 use crate::daemon::note::{Making, Note};
 use crate::daemon::opening::Opening;
+use crate::daemon::redirects;
 use crate::daemon::repositories::{OpenRepository, name_of, unique};
 use crate::daemon::rpc::{Answer, Call, Wait};
 use crate::daemon::state::Daemon;
@@ -92,10 +93,12 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
     adopted.kept = true;
     daemon.repositories.insert(&repository);
     let created = opening.as_ref().is_some_and(Opening::created);
+    let notes = opening.as_ref().map(Opening::notes).unwrap_or_default();
     if let Some(opening) = opening {
         opening.keep(daemon, true);
     }
-    let opened = describe(daemon, &branch, worktree.as_ref(), target.note)?;
+    let mut opened = describe(daemon, &branch, worktree.as_ref(), target.note)?;
+    opened.notes.extend(notes);
     let undo = {
         let (daemon, branch) = (Arc::clone(daemon), branch.clone());
         move || undo_clone(&daemon, &branch, worktree.as_ref(), created)
@@ -292,8 +295,10 @@ pub fn keep(
 ) -> Result<Answer> {
     let worktree = opening.record().cloned();
     let created = opening.created();
+    let notes = opening.notes();
     opening.keep(daemon, recorded);
-    let opened = describe(daemon, branch, worktree.as_ref(), note)?;
+    let mut opened = describe(daemon, branch, worktree.as_ref(), note)?;
+    opened.notes.extend(notes);
     let undo = {
         let daemon = Arc::clone(daemon);
         move || {
@@ -363,6 +368,8 @@ pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
     let WorktreeRecord { repository, branch: name, git_dir, .. } = &closing.record;
     let branch = daemon.store.branch(repository, name)?;
     let changed = match (&closing.worktree, &branch) {
+        // Its native directories go by its number.
+        (_, Some(branch)) if redirects::any(&daemon.layout, branch.number) => true,
         (Some(worktree), _) => {
             closing.lives || worktree.state().is_some_and(|state| state.inodes > 0)
         }
@@ -431,6 +438,19 @@ pub fn describe(
         ingested: branch.ingested,
         notes: note.into_iter().collect(),
     })
+}
+
+/// Adds to an answer what the user should know besides.
+pub fn add_notes(answer: &mut Answer, notes: Vec<String>) {
+    if notes.is_empty() {
+        return;
+    }
+    if let Value::Object(opened) = &mut answer.value
+        && let Value::Array(known) =
+            opened.entry("notes").or_insert_with(|| Value::Array(Vec::new()))
+    {
+        known.extend(notes.into_iter().map(Value::String));
+    }
 }
 
 /// The answer of a call that has made `branch` usable: its content is taken in, and what git keeps of

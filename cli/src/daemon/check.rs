@@ -13,6 +13,7 @@ use agentfs_gitimport::saved;
 use agentfs_gitimport::verify::Verifier;
 
 use crate::daemon::memory;
+use crate::daemon::redirects;
 use crate::daemon::rpc::Call;
 use crate::daemon::snapshots;
 use crate::daemon::state::Daemon;
@@ -43,6 +44,7 @@ pub fn check(daemon: &Daemon, call: &Call) -> Result<Checked> {
 pub fn beside(daemon: &Daemon) -> Result<Beside> {
     let mut done = check_worktrees(daemon)?;
     check_snapshots(daemon, &mut done)?;
+    done.redirects = redirects::check::check(daemon)?;
     Ok(done)
 }
 
@@ -76,14 +78,19 @@ pub struct Beside {
     findings: Vec<String>,
     /// What can be done, in this order.
     pub steps: Vec<Step>,
+    /// What is wrong with redirected paths.
+    redirects: Vec<redirects::check::Finding>,
 }
 
 fn answer(report: &CheckReport, beside: Beside) -> Checked {
-    let damaged = report.findings.len() + beside.findings.len();
+    let damaged = report.findings.len() + beside.findings.len() + beside.redirects.len();
     let findings = report.findings.iter().map(ToString::to_string).chain(beside.findings);
+    let findings = findings.chain(beside.redirects.iter().map(ToString::to_string));
     let repairs = plan(&report.findings);
     let repairs = repairs.iter().map(ToString::to_string);
-    let repairs = repairs.chain(beside.steps.iter().map(ToString::to_string)).take(REPAIRS_MAX);
+    let repairs = repairs.chain(beside.steps.iter().map(ToString::to_string));
+    let redirects = beside.redirects.iter().filter_map(redirects::check::Finding::step);
+    let repairs = repairs.chain(redirects).take(REPAIRS_MAX);
     let findings = findings.take(Checked::FINDINGS_MAX).map(|mut text| {
         while text.len() > FINDING_BYTES_MAX {
             text.pop();

@@ -173,6 +173,7 @@ pub fn begin(daemon: &Arc<Daemon>, params: &ExecCall, call: &Call) -> Result<Ans
         at: WirePath(at),
         git_dir: git_dir.as_path().into(),
         common_dir: repository.record.git_dir.as_path().into(),
+        redirects: up.redirects.linked().into_iter().map(WirePath).collect(),
         notes,
     };
     let release = || {
@@ -321,8 +322,8 @@ fn release(daemon: &Daemon, dir: &Path, limit: Duration) -> bool {
     let slots = daemon.worktrees.list().into_iter();
     let Some((_, slot)) = slots.into_iter().find(|(other, _)| other == dir) else { return true };
     if let Slot::Up(up) = slot {
-        if let Err(error) = up.mounted.unmount(true) {
-            warn!("{error}");
+        if let Err(failure) = up.unmount(true) {
+            warn!("{failure}");
         }
         let start = Instant::now();
         while !up.mounted.ended_within(PAUSE) {

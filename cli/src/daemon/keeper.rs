@@ -12,6 +12,7 @@ use agentfs_engine::progress::Cancel;
 use agentfs_engine::store::{SnapshotReason, SnapshotRecord};
 use tracing::{debug, warn};
 
+use crate::daemon::redirects;
 use crate::daemon::snapshots;
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::{Slot, Up};
@@ -47,6 +48,7 @@ impl Keeper {
         let look = move || {
             while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
                 let Some(daemon) = daemon.upgrade() else { return };
+                redirects::clean_in_background(&daemon);
                 if let Err(failure) = keep(&daemon, now()) {
                     warn!("cannot keep snapshots: {failure}");
                 }

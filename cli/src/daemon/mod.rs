@@ -15,6 +15,7 @@ mod memory;
 mod note;
 mod opening;
 mod recover;
+mod redirects;
 mod rename;
 mod repair;
 mod report;
@@ -166,6 +167,7 @@ impl Running {
         if let Err(failure) = recover::resume(&daemon) {
             error!("cannot go on with the ingest: {failure}");
         }
+        redirects::clean_in_background(&daemon);
         let keeper = Keeper::start(&daemon);
         let served = serve(&daemon, listener, foreground);
         if let Some(keeper) = keeper {

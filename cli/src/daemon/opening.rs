@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use crate::daemon::branches;
 use crate::daemon::note::{Making, Note};
+use crate::daemon::redirects;
 use crate::daemon::repositories::OpenRepository;
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::{Reservation, Slot, Up};
@@ -52,6 +53,7 @@ pub struct Opening<'a> {
     created: bool,
     git_dir: Option<PathBuf>,
     mounted: Option<(WorktreeRecord, Arc<Worktree>, Mounted)>,
+    redirects: Option<redirects::Held>,
     warm: bool,
 }
 
@@ -81,8 +83,15 @@ impl<'a> Opening<'a> {
             Some(_) => None,
             None => Some(Note::write(&daemon.layout, &making(None))?),
         };
-        let mut opening =
-            Self { reservation, note: None, created, git_dir: None, mounted: None, warm: false };
+        let mut opening = Self {
+            reservation,
+            note: None,
+            created,
+            git_dir: None,
+            mounted: None,
+            redirects: None,
+            warm: false,
+        };
         if created {
             create_dir(&dir)?;
         }
@@ -113,6 +122,8 @@ impl<'a> Opening<'a> {
             git_dir,
         };
         let (worktree, mounted, warm) = mount(daemon, repository, branch, &record, fresh, begin)?;
+        let redirected = redirects::apply(daemon, repository, branch, &record, &worktree, &mounted);
+        opening.redirects = Some(redirected);
         opening.mounted = Some((record, worktree, mounted));
         opening.warm = warm;
         Ok(opening)
@@ -121,6 +132,11 @@ impl<'a> Opening<'a> {
     /// What to put on record.
     pub fn record(&self) -> Option<&WorktreeRecord> {
         self.mounted.as_ref().map(|(record, ..)| record)
+    }
+
+    /// What the user should know of what is redirected.
+    pub fn notes(&self) -> Vec<String> {
+        self.redirects.as_ref().map(redirects::Held::notes).unwrap_or_default()
     }
 
     /// Whether the directory was not there before.
@@ -134,11 +150,14 @@ impl<'a> Opening<'a> {
         self.created = false;
         self.git_dir = None;
         let note = self.note.take().filter(|_| !recorded).map(Arc::new);
-        if let Some((record, worktree, mounted)) = self.mounted.take() {
+        if let (Some((record, worktree, mounted)), Some(redirects)) =
+            (self.mounted.take(), self.redirects.take())
+        {
             daemon.drainer.watch(&worktree);
             let mounted = Arc::new(mounted);
             let name = mount_name(&record);
-            let up = Arc::new(Up { record, worktree, name, mounted, note });
+            let redirects = Arc::new(redirects);
+            let up = Arc::new(Up { record, worktree, name, mounted, note, redirects });
             if !self.warm {
                 warm(&up);
             }
@@ -185,10 +204,13 @@ pub fn reopen(
         record.git_dir = new_git_dir(repository, branch, &record.dir)?;
     }
     let (worktree, mounted, is_warm) = mount(daemon, repository, branch, &record, fresh, None)?;
+    let redirected = redirects::apply(daemon, repository, branch, &record, &worktree, &mounted);
+    let redirects = Arc::new(redirected);
     daemon.drainer.watch(&worktree);
     let mounted = Arc::new(mounted);
     let name = mount_name(&record);
-    let up = Arc::new(Up { record: record.clone(), worktree, name, mounted, note: None });
+    let record_now = record.clone();
+    let up = Arc::new(Up { record: record_now, worktree, name, mounted, note: None, redirects });
     if !is_warm {
         warm(&up);
     }

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use crate::daemon::check::{self, checked};
 use crate::daemon::recover::remount;
+use crate::daemon::redirects;
 use crate::daemon::rpc::Call;
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::Slot;
@@ -65,6 +66,12 @@ pub fn repair(daemon: &Daemon, call: &Call) -> Result<Repaired> {
         match step.take() {
             Ok(()) => repaired.push(text),
             Err(why) => not_repaired.push(NotRepaired { step: text, why: why.to_string() }),
+        }
+    }
+    for (step, outcome) in redirects::check::repair(daemon)? {
+        match outcome {
+            Ok(()) => repaired.push(step),
+            Err(why) => not_repaired.push(NotRepaired { step, why: why.to_string() }),
         }
     }
     if !repaired.is_empty() {

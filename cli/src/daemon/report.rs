@@ -40,6 +40,9 @@ pub fn status(daemon: &Daemon) -> Result<Status> {
                 waiting: state.dirty,
                 failure: state.failure,
             });
+            let redirected = up.redirects.states().into_iter();
+            status.redirects = redirected.map(|(_, status)| status).collect();
+            status.redirect_notes = up.redirects.asked_in_vain();
             Some(status)
         }
         Slot::Down(record, why) => Some(worktree_status(&record, Some(why), &branches)),
@@ -88,6 +91,8 @@ fn worktree_status(
         git_dir: record.git_dir.as_path().into(),
         ingested: branch.is_some_and(|branch| branch.ingested),
         changes: None,
+        redirects: Vec::new(),
+        redirect_notes: Vec::new(),
     }
 }
 

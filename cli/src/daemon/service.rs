@@ -10,7 +10,8 @@ use tracing::info;
 use crate::daemon::rpc::{Answer, Call, Service};
 use crate::daemon::state::Daemon;
 use crate::daemon::{
-    backup, branches, calls, check, execs, rename, repair, report, snapshots, upkeep, views,
+    backup, branches, calls, check, execs, redirects, rename, repair, report, snapshots, upkeep,
+    views,
 };
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
@@ -46,6 +47,9 @@ impl Service for Methods {
             method::SNAPSHOT_SHOW => value(snapshots::show(daemon, &parse(params)?)),
             method::SNAPSHOT_DELETE => value(snapshots::delete(daemon, &parse(params)?)),
             method::VIEW_BEGIN => views::begin(daemon, &parse(params)?),
+            method::REDIRECT_ADD => value(redirects::add(daemon, &parse(params)?)),
+            method::REDIRECT_LIST => value(redirects::list(daemon, &parse(params)?)),
+            method::REDIRECT_REMOVE => value(redirects::remove(daemon, &parse(params)?)),
             method::STATUS => value(report::status(daemon)),
             method::STATS => value(report::stats(daemon)),
             method::BACKUP => value(backup::backup(daemon, &parse(params)?, call)),

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use crate::daemon::branches::{Opened, open};
 use crate::daemon::note::{self, Making, Note};
 use crate::daemon::opening;
+use crate::daemon::redirects;
 use crate::daemon::repositories::OpenRepository;
 use crate::daemon::state::Daemon;
 use crate::daemon::target::{self, Target};
@@ -25,7 +26,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::layout::remove_all;
 use crate::protocol::{
     SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotListCall, SnapshotRestoreCall,
-    SnapshotRestored, SnapshotShown, Snapshots, UndoCall,
+    SnapshotRestored, SnapshotShown, Snapshots, UndoCall, WirePath,
 };
 
 /// Digits of a snapshot's name.
@@ -116,6 +117,7 @@ fn take_of(
 ) -> Result<SnapshotRecord> {
     let number = daemon.store.new_snapshot_number();
     let id = id(number);
+    redirects::record_skipped(&daemon.layout, branch.number, &id)?;
     // References are read as they are now in any case.
     let git = &*repository.git()?;
     let mut kept = Kept { git, reference: None, state: None };
@@ -251,6 +253,8 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
         std::mem::forget(note);
         return Err(error.into());
     }
+    // What it is mounted on may have gone with what was restored.
+    let (redirected, notes) = redirects::after_change(daemon, branch.number, opened.up.as_deref());
     Ok(SnapshotRestored {
         snapshot: id(snapshot.number),
         repository: branch.repository.clone(),
@@ -258,6 +262,8 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
         before: id(before.number),
         inodes: difference.inodes.len() as u64,
         names: difference.names.len() as u64,
+        redirected,
+        notes,
     })
 }
 
@@ -388,6 +394,10 @@ pub fn show(daemon: &Daemon, params: &SnapshotCall) -> Result<SnapshotShown> {
         info: info(&snapshot),
         parent: parent.map(id),
         branch_now: branch.map(|branch| branch.name),
+        redirected: redirects::read_skipped(&daemon.layout, &id(snapshot.number))?
+            .into_iter()
+            .map(WirePath)
+            .collect(),
     })
 }
 
@@ -418,6 +428,7 @@ pub fn forget(daemon: &Daemon, snapshot: &SnapshotRecord) -> Result<()> {
     batch.remove_snapshot(snapshot);
     batch.sweep_layers()?;
     batch.commit()?;
+    redirects::forget_snapshot(daemon, snapshot)?;
     let dir = daemon.layout.snapshots().join(id(snapshot.number));
     remove_all(&dir).map_err(|error| Failure::store_io("remove", &dir, &error))?;
     let repository = daemon.repositories.get(&daemon.store, &snapshot.repository)?;

@@ -18,7 +18,7 @@ use crate::layout::Layout;
 
 /// The daemon of one store.
 ///
-/// Locks: [`Daemon::names`] first, then a batch of the store; those of the parts are leaves.
+/// Locks: that of redirects, then [`Daemon::names`], then a batch of the store; those of the parts are leaves.
 pub struct Daemon {
     /// Where its files are.
     pub layout: Layout,
@@ -42,6 +42,10 @@ pub struct Daemon {
     pub stop: watch::Sender<bool>,
     /// Held from the choice of a name for a repository or a branch until it is taken.
     names: Mutex<()>,
+    /// Held while records of redirected paths change. Before [`Daemon::names`].
+    redirects: Mutex<()>,
+    /// Held while what was redirected is removed. Leaf lock.
+    cleaning: Mutex<()>,
     /// Held while a branch is mounted for commands, so that two that begin at once share one mount.
     exec_mounts: Mutex<()>,
 }
@@ -59,6 +63,8 @@ impl Daemon {
             started: Instant::now(),
             stop: watch::Sender::new(false),
             names: Mutex::new(()),
+            redirects: Mutex::new(()),
+            cleaning: Mutex::new(()),
             exec_mounts: Mutex::new(()),
             layout,
             store,
@@ -69,6 +75,16 @@ impl Daemon {
     /// Keeps names from being taken by others.
     pub fn lock_names(&self) -> MutexGuard<'_, ()> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps others from changing what is redirected.
+    pub fn lock_redirects(&self) -> MutexGuard<'_, ()> {
+        self.redirects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps others from removing what was redirected.
+    pub fn lock_cleaning(&self) -> MutexGuard<'_, ()> {
+        self.cleaning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps other commands from having a branch mounted.

@@ -1,9 +1,11 @@
 //! The calls about what the store takes: garbage collection, and what each branch and snapshot has.
 
 use agentfs_engine::gc::{self, Collection};
+use agentfs_engine::store::SnapshotReason;
 use tracing::info;
 
 use crate::daemon::keeper;
+use crate::daemon::redirects;
 use crate::daemon::rpc::Call;
 use crate::daemon::snapshots;
 use crate::daemon::state::Daemon;
@@ -20,7 +22,11 @@ pub fn gc(daemon: &Daemon, params: &GcCall, call: &Call) -> Result<Collected> {
     if !params.dry_run {
         expired = keeper::expire(daemon, params.keep_removed_days)?;
         folded = keeper::fold(daemon, &call.cancel)?;
+        let _turn = daemon.lock_redirects();
+        let _names = daemon.lock_names();
+        redirects::sweep(daemon)?;
     }
+    let redirected = redirects::clean(daemon, params.dry_run, &call.cancel)?;
     let store = &daemon.store;
     let upkeep = store.upkeep();
     let begun = {
@@ -38,6 +44,7 @@ pub fn gc(daemon: &Daemon, params: &GcCall, call: &Call) -> Result<Collected> {
         moved: amount(report.moved),
         damaged_segments: report.damaged_segments,
         expired,
+        redirected,
         layers: report.layers + folded,
     })
 }
@@ -64,6 +71,10 @@ pub fn usage(daemon: &Daemon, call: &Call) -> Result<DiskUsage> {
     let store = &daemon.store;
     let used = gc::usage(store, &store.upkeep(), call.meter.as_ref(), &call.cancel)?;
     let (branches, kept) = (store.branches()?, store.all_snapshots()?);
+    let redirected = redirects::usage(daemon, &call.cancel)?;
+    let is_kept = |number: u64| {
+        kept.iter().any(|one| one.number == number && one.reason == SnapshotReason::Removed)
+    };
     let mut entries = Vec::new();
     for one in used {
         let name = match one.snapshot {
@@ -85,6 +96,11 @@ pub fn usage(daemon: &Daemon, call: &Call) -> Result<DiskUsage> {
             own: amount(one.own),
             shared: amount(one.shared),
             outbox: one.outbox,
+            // That of a removed branch is kept with the snapshot that brings it back.
+            redirected: match one.snapshot.is_none_or(is_kept) {
+                true => redirected.get(&one.branch).copied().unwrap_or(0),
+                false => 0,
+            },
         });
     }
     entries.sort_by(|one, other| {

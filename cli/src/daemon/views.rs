@@ -14,10 +14,11 @@ use tracing::warn;
 use crate::daemon::branches::Seen;
 use crate::daemon::note::{Making, Note};
 use crate::daemon::opening;
+use crate::daemon::redirects;
 use crate::daemon::rpc::Answer;
 use crate::daemon::state::Daemon;
 use crate::error::{Failure, Kind, Result};
-use crate::protocol::{ViewBegun, ViewCall};
+use crate::protocol::{ViewBegun, ViewCall, WirePath};
 
 /// A view that is mounted. Dropping it takes it away.
 struct View {
@@ -59,6 +60,7 @@ pub fn begin(daemon: &Daemon, params: &ViewCall) -> Result<Answer> {
         dir: None,
         index: None,
         commit: None,
+        redirected: Vec::new(),
     };
     let view = match &seen {
         Seen::Commit(_, target) => {
@@ -75,6 +77,8 @@ pub fn begin(daemon: &Daemon, params: &ViewCall) -> Result<Answer> {
             let worktree = Worktree::at(base, contents, options, &start.point);
             let view = mount(daemon, worktree, &begun.repository)?;
             begun.dir = Some(view.dir.as_path().into());
+            let redirected = redirects::of(daemon, start.of.number, &start.state)?;
+            begun.redirected = redirected.into_iter().map(|(path, _)| WirePath(path)).collect();
             begun.index = Some(start.state.join("index").as_path().into());
             Some(view)
         }

@@ -12,6 +12,7 @@ use agentfs_gitimport::gitdir;
 use tracing::warn;
 
 use crate::daemon::note::Note;
+use crate::daemon::redirects;
 use crate::error::{Failure, Kind, Result};
 
 /// How long the session of a mount without users may take to end.
@@ -29,6 +30,18 @@ pub struct Up {
     pub mounted: Arc<Mounted>,
     /// The note about a worktree that the store does not have on record.
     pub note: Option<Arc<Note>>,
+    /// What of it lies in native directories.
+    pub redirects: Arc<redirects::Held>,
+}
+
+impl Up {
+    /// Unmounts it, with the native directories that are mounted in it.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] if it is in use and not `lazy`; all of it then stays.
+    pub fn unmount(&self, lazy: bool) -> Result<()> {
+        self.redirects.unmount(lazy, || Ok(self.mounted.unmount(lazy)?))
+    }
 }
 
 /// What is at a directory.
@@ -104,6 +117,7 @@ impl Held<'_> {
                 name: up.name.clone(),
                 mounted: Arc::clone(&up.mounted),
                 note: up.note.clone(),
+                redirects: Arc::clone(&up.redirects),
             })),
             Slot::Down(record, why) => Slot::Down(renamed(record), why.clone()),
             Slot::Busy(repository, _) => Slot::Busy(repository.clone(), name.into()),
@@ -189,9 +203,9 @@ impl Worktrees {
         let mut lives = false;
         let (record, recorded, worktree) = match slot {
             Slot::Up(up) => {
-                if let Err(error) = up.mounted.unmount(lazy) {
+                if let Err(failure) = up.unmount(lazy) {
                     reservation.fill(Slot::Up(up));
-                    return Err(error.into());
+                    return Err(failure);
                 }
                 lives = lazy && !up.mounted.ended_within(ENDING);
                 (up.record.clone(), up.note.is_none(), Some(Arc::clone(&up.worktree)))
@@ -233,15 +247,15 @@ impl Worktrees {
     pub fn close_all(&self) {
         for (dir, slot) in self.list() {
             let Slot::Up(up) = slot else { continue };
-            let done = match up.mounted.unmount(false) {
-                Err(agentfs_fuse::Error::Busy { .. }) => {
+            let done = match up.unmount(false) {
+                Err(Failure { kind: Kind::Busy, .. }) => {
                     warn!("{} is in use and vanishes for those who are in it", dir.display());
-                    up.mounted.unmount(true)
+                    up.unmount(true)
                 }
                 done => done,
             };
-            if let Err(error) = done {
-                warn!("{error}");
+            if let Err(failure) = done {
+                warn!("{failure}");
             }
             if !up.worktree.is_read_only()
                 && let Err(error) = up.worktree.drain()

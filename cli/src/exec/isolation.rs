@@ -17,9 +17,11 @@ use crate::protocol::{ExecBegun, WirePath};
 pub fn prepare(layout: &Layout, begun: &ExecBegun, named: &[PathBuf]) -> Result<Isolation> {
     let branch = (!begun.detached).then_some(begun.branch.as_str());
     let parts = exclusive::parts(&begun.common_dir.0, &begun.git_dir.0, branch)?;
-    let wire = |paths: Vec<PathBuf>| paths.into_iter().map(WirePath).collect();
+    let wire = |paths: Vec<PathBuf>| -> Vec<WirePath> { paths.into_iter().map(WirePath).collect() };
+    let mut writable = wire(parts.writable.into_iter().chain(named.iter().cloned()).collect());
+    writable.extend(begun.redirects.iter().cloned());
     Ok(Isolation {
-        writable: wire(parts.writable.into_iter().chain(named.iter().cloned()).collect()),
+        writable,
         shown: vec![begun.common_dir.clone()],
         kept: wire(parts.kept),
         // Whoever can talk to the daemon has it do what he may not.

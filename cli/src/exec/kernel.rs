@@ -177,14 +177,18 @@ pub fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
 ///
 /// # Errors
 /// What the kernel refuses.
-#[expect(unsafe_code, reason = "mount_setattr(2) has no safe form")]
 pub fn make_read_only(tree: impl AsFd) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    restrict_mounts(tree, libc::MOUNT_ATTR_RDONLY)
+}
+
+/// Gives all mounts of a tree `attributes`, besides those that they have.
+///
+/// # Errors
+/// What the kernel refuses.
+#[expect(unsafe_code, reason = "mount_setattr(2) has no safe form")]
+pub fn restrict_mounts(tree: impl AsFd, attributes: u64) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path and the attributes live through the call, which is told their size.
     let done = unsafe {
         libc::syscall(

@@ -17,7 +17,7 @@
 
 pub mod init;
 pub mod isolation;
-mod kernel;
+pub(crate) mod kernel;
 mod landlock;
 pub mod namespace;
 pub mod supervise;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{MountAt, WirePath};
 
 /// Begins a branch.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct BranchCreateCall {
     /// Its name, which is that of its git branch too.
     pub name: String,
@@ -14,6 +14,13 @@ pub struct BranchCreateCall {
     /// Whether it begins with what is committed, whatever a branch has besides.
     #[serde(default)]
     pub committed: bool,
+    /// Whether the native directories of redirected paths begin with what those of the origin have, where files
+    /// can share blocks; else they begin empty.
+    #[serde(default)]
+    pub seed_redirects: bool,
+    /// Whether it is the branch that was removed: it then has the native directories of that.
+    #[serde(skip)]
+    pub takes_over: bool,
     /// Where to mount it; nowhere without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount: Option<MountAt>,
@@ -132,6 +139,12 @@ pub struct SnapshotRestored {
     pub inodes: u64,
     /// Names that stand for something else than before.
     pub names: u64,
+    /// Redirected paths, which are as they were before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirected: Vec<WirePath>,
+    /// Why some of these do not appear any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Shows a branch as it is now, or a snapshot.
@@ -154,6 +167,9 @@ pub struct ViewBegun {
     pub index: Option<WirePath>,
     /// The commit of its HEAD; none where there is none yet.
     pub commit: Option<String>,
+    /// Paths that are redirected, whose content is not shown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirected: Vec<WirePath>,
 }
 
 /// Lists snapshots.
@@ -203,6 +219,9 @@ pub struct SnapshotShown {
     pub parent: Option<String>,
     /// The name of its branch now; none if that is removed.
     pub branch_now: Option<String>,
+    /// Paths that were redirected, whose content it does not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirected: Vec<WirePath>,
 }
 
 /// Snapshots, the oldest first.

@@ -2,6 +2,7 @@
 //! them for other languages.
 
 mod branches;
+mod redirects;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,9 @@ pub use branches::{
     SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotListCall, SnapshotRestoreCall,
     SnapshotRestored, SnapshotShown, Snapshots, UndeleteCall, UndoCall, ViewBegun, ViewCall,
     WorktreeRemoveCall, WorktreeRemoved,
+};
+pub use redirects::{
+    RedirectAddCall, RedirectInfo, RedirectListCall, RedirectRemoveCall, RedirectStatus, Redirects,
 };
 pub use upkeep::{Amount, Amounts, Collected, DiskUsage, GcCall, UsageEntry};
 
@@ -59,6 +63,12 @@ pub mod method {
     pub const SNAPSHOT_DELETE: &str = "snapshot.delete";
     /// [`super::ViewCall`] -> [`super::ViewBegun`]. It lasts until the connection ends.
     pub const VIEW_BEGIN: &str = "view.begin";
+    /// [`super::RedirectAddCall`] -> [`super::Redirects`]: those that were added.
+    pub const REDIRECT_ADD: &str = "redirect.add";
+    /// [`super::RedirectListCall`] -> [`super::Redirects`].
+    pub const REDIRECT_LIST: &str = "redirect.list";
+    /// [`super::RedirectRemoveCall`] -> [`super::Redirects`]: those that were removed.
+    pub const REDIRECT_REMOVE: &str = "redirect.remove";
     /// Nothing -> [`super::Status`].
     pub const STATUS: &str = "status";
     /// Nothing -> [`super::Stats`].
@@ -308,6 +318,9 @@ pub struct ExecBegun {
     pub git_dir: WirePath,
     /// The git directory of the repository.
     pub common_dir: WirePath,
+    /// Native directories to which links in the worktree lead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirects: Vec<WirePath>,
     /// What the user should know besides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -338,6 +351,9 @@ pub struct BackedUp {
     pub bytes: u64,
     /// The hash of all but its last 32 bytes, which it is.
     pub blake3: String,
+    /// Redirected paths, of which it has no content.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirected: Vec<RedirectInfo>,
 }
 
 /// Stops the daemon.
@@ -431,6 +447,12 @@ pub struct WorktreeStatus {
     /// What differs from its commit; none where nothing can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changes: Option<Changes>,
+    /// What of it lies in native directories.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirects: Vec<RedirectStatus>,
+    /// What the user should know of that: what the tree asks for in vain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirect_notes: Vec<String>,
 }
 
 /// How the changes of a worktree fare.

@@ -55,6 +55,9 @@ pub struct Collected {
     pub damaged_segments: u64,
     /// Snapshots whose time was over.
     pub expired: u64,
+    /// Native directories of redirected paths that no branch has any more.
+    #[serde(default)]
+    pub redirected: Amount,
     /// Layers of changes that nothing needs, or that became a part of others.
     pub layers: u64,
 }
@@ -82,4 +85,7 @@ pub struct UsageEntry {
     pub shared: Amount,
     /// Bytes of its outbox.
     pub outbox: u64,
+    /// Bytes in native directories of redirected paths, which are beside the store.
+    #[serde(default)]
+    pub redirected: u64,
 }

@@ -96,7 +96,8 @@ pub fn show(args: &ShowArgs, output: Output) -> Result<()> {
 }
 
 fn describe(out: &mut dyn Write, shown: &Shown) -> io::Result<()> {
-    let Shown { shown: SnapshotShown { info, parent, branch_now }, changes, git } = shown;
+    let Shown { shown: SnapshotShown { info, parent, branch_now, redirected }, changes, git } =
+        shown;
     writeln!(out, "{}: {}@{}, {}", info.id, info.repository, info.branch, age(info.made))?;
     if !info.message.is_empty() {
         writeln!(out, "  {}", info.message)?;
@@ -108,6 +109,9 @@ fn describe(out: &mut dyn Write, shown: &Shown) -> io::Result<()> {
     }
     if branch_now.is_none() {
         writeln!(out, "  its branch is removed")?;
+    }
+    for path in redirected {
+        writeln!(out, "  without {}, which was redirected", path.0.display())?;
     }
     let Counts { added, modified, deleted } = changes;
     writeln!(out, "  differs by {added} added, {modified} modified, {deleted} deleted")?;
