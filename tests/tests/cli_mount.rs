@@ -1,7 +1,7 @@
 //! `mount`, `umount`, `attach`, `status`, `stats`, `doctor` and the commands that need no store.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
 use agentfs_tests::{TestStore, fixture, fuse_available, git, mounts, tree};
@@ -181,8 +181,12 @@ fn one_mount_can_be_served_in_the_foreground() {
         assert!(said.contains("daemon stop"), "{said}");
         store.ok(&["daemon", "stop"]);
         let mut command = store.command(&args);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        store.wait_until("it is mounted", || dir.join("a").exists());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        // It speaks when everything is there: the files are seen before the index is in its place.
+        let mut said = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut line = String::new();
+        said.read_line(&mut line).expect("what it says");
+        assert!(line.contains(&text), "{line:?}");
         assert_eq!(git(&dir, &["status", "--porcelain"]), "");
         assert_eq!(store.json(&["ps"])["pid"], child.id());
         match end {
