@@ -58,6 +58,8 @@ impl PreparedContent {
 pub struct Preparer {
     chunker: Chunker,
     encoder: Encoder,
+    /// What a stream is read into, kept for the next one: made anew, it would cost more than a small file.
+    buffer: Vec<u8>,
 }
 
 impl Preparer {
@@ -121,7 +123,18 @@ impl Preparer {
         reader: &mut dyn Read,
         sink: &mut dyn FnMut(PreparedChunk, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let mut window = Window::default();
+        let mut window = Window::new(std::mem::take(&mut self.buffer));
+        let done = self.pieces_of(&mut window, reader, sink);
+        self.buffer = window.buffer;
+        done
+    }
+
+    fn pieces_of(
+        &mut self,
+        window: &mut Window,
+        reader: &mut dyn Read,
+        sink: &mut dyn FnMut(PreparedChunk, &[u8]) -> Result<()>,
+    ) -> Result<()> {
         let mut first = true;
         loop {
             window.fill(reader)?;
@@ -149,39 +162,42 @@ impl Preparer {
 }
 
 /// The part of a stream that is in memory: at least [`CHUNK_MAX`] bytes or all that is left.
-#[derive(Default)]
 struct Window {
+    /// As long as it can be; the bytes are in `start..end`, others are of earlier.
     buffer: Vec<u8>,
     start: usize,
+    end: usize,
     ended: bool,
 }
 
 impl Window {
+    fn new(mut buffer: Vec<u8>) -> Self {
+        // Reading two chunks ahead halves the moves to the front.
+        buffer.resize(2 * CHUNK_MAX, 0);
+        Self { buffer, start: 0, end: 0, ended: false }
+    }
+
     fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..]
+        &self.buffer[self.start..self.end]
     }
 
     fn fill(&mut self, reader: &mut dyn Read) -> Result<()> {
         if self.ended || self.bytes().len() >= CHUNK_MAX {
             return Ok(());
         }
-        self.buffer.drain(..self.start);
-        self.start = 0;
-        // Reading two chunks ahead halves the moves to the front.
-        let mut len = self.buffer.len();
-        self.buffer.resize(2 * CHUNK_MAX, 0);
-        while len < self.buffer.len() {
-            match reader.read(&mut self.buffer[len..]) {
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        while self.end < self.buffer.len() {
+            match reader.read(&mut self.buffer[self.end..]) {
                 Ok(0) => {
                     self.ended = true;
                     break;
                 }
-                Ok(read) => len += read,
+                Ok(read) => self.end += read,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::Stream(error)),
             }
         }
-        self.buffer.truncate(len);
         Ok(())
     }
 }
@@ -226,6 +242,24 @@ mod tests {
             self.rest = &self.rest[len..];
             Ok(len)
         }
+    }
+
+    #[test]
+    fn one_content_after_another_is_itself_and_takes_no_other_buffer() {
+        let mut preparer = Preparer::new();
+        let large = noise(3 * CHUNK_MAX + 17);
+        let mut buffer = None;
+        for bytes in [&large[..], b"small", b"", &large[5..], b"x"] {
+            let mut reader = Dribble { rest: bytes, step: 70_001, interrupted: false, fail: false };
+            let streamed = preparer.stream(&mut reader, &mut |_| Ok(())).unwrap();
+            assert_eq!(streamed, Preparer::new().content(bytes).manifest());
+            let now = (preparer.buffer.as_ptr(), preparer.buffer.len());
+            assert_eq!(*buffer.get_or_insert(now), now);
+        }
+        // Nor after one that fails.
+        let mut reader = Dribble { rest: &large, step: 70_001, interrupted: false, fail: true };
+        assert!(preparer.stream(&mut reader, &mut |_| Ok(())).is_err());
+        assert_eq!(preparer.buffer.as_ptr(), buffer.unwrap().0);
     }
 
     #[test]
