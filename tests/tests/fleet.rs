@@ -256,7 +256,36 @@ fn what_a_command_did_can_be_undone() {
         .iter()
         .map(|one| one["reason"].as_str().unwrap().to_owned())
         .collect();
-    assert!(reasons.starts_with(&["exec".into(), "before".into()]), "{reasons:?}");
+    // When it began, when it had ended, before it was undone.
+    let first = ["exec", "exec", "before"].map(str::to_owned);
+    assert!(reasons.starts_with(&first), "{reasons:?}");
+    assert_sound(&store);
+}
+
+/// Also where nothing was kept before, and what it made is kept when it has ended.
+#[test]
+fn what_the_first_command_did_can_be_undone() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    let before = (tree::read(&main), status(&main));
+    for number in 0..2 {
+        let made = main.join(format!("made-{number}"));
+        store.ok(&["exec", "main", "--", "touch", &made.display().to_string()]);
+        let after = tree::read(&main);
+        store.ok(&["undo", "main"]);
+        assert_eq!((tree::read(&main), status(&main)), before);
+        store.ok(&["undo", "main"]);
+        assert_eq!(tree::read(&main), after);
+        store.ok(&["undo", "main"]);
+    }
+    // One that changes nothing keeps nothing, once its beginning is the newest that is kept.
+    let kept = || store.json(&["snapshot", "list"])["snapshots"].as_array().unwrap().len();
+    store.ok(&["exec", "main", "--", "true"]);
+    let known = kept();
+    store.ok(&["exec", "main", "--", "true"]);
+    assert_eq!(kept(), known);
     assert_sound(&store);
 }
 

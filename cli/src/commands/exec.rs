@@ -71,6 +71,7 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
         what: args.branch.clone(),
         at: at.as_deref().map(WirePath::from),
         pid: std::process::id(),
+        keep: true,
     };
     let meter = std::sync::Arc::new(Meter::default());
     let display = Display::start(std::sync::Arc::clone(&meter), output.json);

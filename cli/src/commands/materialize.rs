@@ -138,7 +138,8 @@ fn find(client: &mut Client, what: &str, meter: &Arc<Meter>) -> Result<Source> {
         (None, false, Some(commit)) => format!("{repository}@{commit}"),
         (None, false, None) => repository.clone(),
     };
-    let params = ExecCall { what, at: Some(WirePath("/".into())), pid: std::process::id() };
+    let params =
+        ExecCall { what, at: Some(WirePath("/".into())), pid: std::process::id(), keep: false };
     let begun: ExecBegun = client.request(method::EXEC_BEGIN, &params, meter)?;
     Ok(Source {
         repository,

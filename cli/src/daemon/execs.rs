@@ -52,6 +52,8 @@ struct Running {
     /// Where the branch is mounted.
     dir: PathBuf,
     pid: u32,
+    /// Whether what it has done is kept when it has ended.
+    keep: bool,
 }
 
 /// A worktree in which no command can be begun until this is dropped.
@@ -69,15 +71,21 @@ impl Drop for Unused<'_> {
 impl Execs {
     /// Notes that process `pid` runs a command in the worktree at `dir`, and returns the number of
     /// that; `None` if the worktree is being unmounted.
-    fn enter(&self, dir: &Path, pid: u32) -> Option<u64> {
+    fn enter(&self, dir: &Path, pid: u32, keep: bool) -> Option<u64> {
         let mut state = self.lock();
         if state.closing.contains(dir) {
             return None;
         }
         state.last += 1;
         let number = state.last;
-        state.running.insert(number, Running { dir: dir.to_owned(), pid });
+        state.running.insert(number, Running { dir: dir.to_owned(), pid, keep });
         Some(number)
+    }
+
+    /// Where command `number` runs, if what it has done is to be kept; `None` once it has ended.
+    fn kept(&self, number: u64) -> Option<PathBuf> {
+        let state = self.lock();
+        state.running.get(&number).filter(|running| running.keep).map(|one| one.dir.clone())
     }
 
     /// Takes note of the end of a command. Returns its worktree if that has no other and, as
@@ -159,10 +167,8 @@ pub fn begin(daemon: &Arc<Daemon>, params: &ExecCall, call: &Call) -> Result<Ans
     let (number, up, notes) = enter(daemon, &name, &branch, params, call)?;
     let WorktreeRecord { dir, git_dir, branch, .. } = &up.record;
     let recorded = daemon.store.branch(&name, branch)?;
-    if let Some(branch) = recorded.as_ref().filter(|_| up.worktree.is_changed_since_seal()) {
-        let _names = daemon.lock_names();
-        let taken = snapshots::take(daemon, &repository, branch, SnapshotReason::Exec, "");
-        taken.inspect_err(|_| end(daemon, number))?;
+    if params.keep {
+        keep(daemon, &up, true).inspect_err(|_| leave(daemon, number))?;
     }
     let begun = ExecBegun {
         exec: number,
@@ -184,6 +190,25 @@ pub fn begin(daemon: &Arc<Daemon>, params: &ExecCall, call: &Call) -> Result<Ans
         .map_err(|error| Failure::new(Kind::Failed, error.to_string()))
         .inspect_err(|_| end(daemon, number))?;
     Ok(Answer { held: release(), undo: release(), ..value.into() })
+}
+
+/// Keeps what is mounted as it is now if it has changed since the last snapshot; where a command `begins`, also if the
+/// newest snapshot is another moment.
+fn keep(daemon: &Daemon, up: &Up, begins: bool) -> Result<()> {
+    let WorktreeRecord { repository, branch, .. } = &up.record;
+    let Some(branch) = daemon.store.branch(repository, branch)? else { return Ok(()) };
+    let _names = daemon.lock_names();
+    // The newest is what `undo` goes back to.
+    let is_kept = || -> Result<bool> {
+        let newest = daemon.store.snapshots(branch.number)?.pop();
+        Ok(newest.is_some_and(|one| one.layer == up.worktree.stands_on()))
+    };
+    let is_writable = !up.worktree.is_read_only();
+    if is_writable && (up.worktree.is_changed_since_seal() || begins && !is_kept()?) {
+        let repository = daemon.repositories.get(&daemon.store, repository)?;
+        snapshots::take(daemon, &repository, &branch, SnapshotReason::Exec, "")?;
+    }
+    Ok(())
 }
 
 /// The name of the branch that `revision` names.
@@ -234,7 +259,7 @@ fn enter(
             .and_then(|dir| daemon.worktrees.list().into_iter().find(|(other, _)| *other == dir));
         match slot {
             Some((dir, Slot::Up(up))) if up.mounted.is_alive() => {
-                if let Some(number) = daemon.execs.enter(&dir, params.pid) {
+                if let Some(number) = daemon.execs.enter(&dir, params.pid, params.keep) {
                     return Ok((number, up, notes));
                 }
             }
@@ -292,9 +317,22 @@ fn name_for(branch: &str, number: u64) -> String {
     format!("{number}-{name}")
 }
 
-/// Ends a command; one that has ended already is as good. Returns when its mount is gone if it was
-/// the last in a branch that was mounted for commands alone.
+/// Ends a command, and keeps what it has made of its branch; one that has ended already is as good. Returns when
+/// its mount is gone if it was the last in a branch that was mounted for commands alone.
 pub fn end(daemon: &Arc<Daemon>, number: u64) {
+    let dir = daemon.execs.kept(number);
+    let slots = daemon.worktrees.list().into_iter();
+    let slot = slots.into_iter().find(|(other, _)| Some(other) == dir.as_ref());
+    if let Some((dir, Slot::Up(up))) = slot
+        && !*daemon.stop.borrow()
+        && let Err(failure) = keep(daemon, &up, false)
+    {
+        warn!("no snapshot of what a command has done in {}: {failure}", dir.display());
+    }
+    leave(daemon, number);
+}
+
+fn leave(daemon: &Arc<Daemon>, number: u64) {
     let own = daemon.layout.execs();
     let Some(unused) = daemon.execs.leave(number, |dir| dir.starts_with(&own)) else {
         return;
@@ -365,8 +403,8 @@ mod tests {
     fn a_worktree_is_free_when_its_last_command_has_ended() {
         let execs = Execs::default();
         let dir = Path::new("/s/exec/0-b");
-        let one = execs.enter(dir, 1).unwrap();
-        let two = execs.enter(dir, 2).unwrap();
+        let one = execs.enter(dir, 1, false).unwrap();
+        let two = execs.enter(dir, 2, false).unwrap();
         let failure = execs.refuse_close(dir).err().unwrap();
         assert_eq!(failure.kind, Kind::Busy);
         assert!(failure.message.contains("process 1, 2"), "{failure}");
@@ -374,16 +412,16 @@ mod tests {
         assert!(execs.leave(one, |_| true).is_none());
         assert!(execs.leave(one, |_| true).is_none());
         let unused = execs.leave(two, |_| true).unwrap();
-        assert_eq!(execs.enter(dir, 3), None);
+        assert_eq!(execs.enter(dir, 3, false), None);
         drop(unused);
         execs.refuse_stop().unwrap();
-        let three = execs.enter(dir, 3).unwrap();
+        let three = execs.enter(dir, 3, false).unwrap();
         assert!(execs.leave(three, |_| false).is_none());
         let closing = execs.refuse_close(dir).unwrap();
         assert_eq!(execs.refuse_close(dir).err().unwrap().kind, Kind::Busy);
-        assert_eq!(execs.enter(dir, 4), None);
+        assert_eq!(execs.enter(dir, 4, false), None);
         drop(closing);
-        assert!(execs.enter(dir, 4).is_some());
+        assert!(execs.enter(dir, 4, false).is_some());
     }
 
     #[test]

@@ -297,6 +297,9 @@ pub struct ExecCall {
     pub at: Option<WirePath>,
     /// The process that runs the command, for those who ask who uses a branch.
     pub pid: u32,
+    /// Whether the branch is kept as it is when the command begins, and as it is when that has ended.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 /// A branch that is ready for a command.

@@ -94,8 +94,12 @@ fn some(args: &Args, output: Output) -> Result<()> {
         return Err(Failure::new(Kind::Refused, message)
             .hint("`git restore --source COMMIT -- PATH` in the worktree restores from a commit"));
     };
-    let params =
-        ExecCall { what: branch.clone(), at: Some(WirePath("/".into())), pid: std::process::id() };
+    let params = ExecCall {
+        what: branch.clone(),
+        at: Some(WirePath("/".into())),
+        pid: std::process::id(),
+        keep: false,
+    };
     let begun: ExecBegun = client.request(method::EXEC_BEGIN, &params, &meter)?;
     if begun.common_dir != view.common_dir {
         return Err(Failure::new(
