@@ -42,6 +42,7 @@ pub use cache::{LEVERS, Levers};
 pub use counters::{Counters, Message};
 pub use error::{Error, Result};
 pub use mount::{FSTYPE, MountOptions, MountState, mount_state, unmount_path};
+pub use mountinfo::mounts_below;
 pub use notify::Stale;
 pub use ops::{Found, Ops, XattrReply};
 pub use probe::{Device, KernelFuse, Probe, probe};

@@ -4,8 +4,10 @@
 //! a server would have to supply, which still tells the number of the mount, and
 //! `/proc/self/mountinfo`, which tells the rest by that number.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, makedev, statx};
@@ -30,6 +32,10 @@ pub(crate) struct Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
     pub mount: u64,
+    /// The directory of its file system that is mounted.
+    pub root: PathBuf,
+    /// Where.
+    pub dir: PathBuf,
     /// The type with its subtype.
     pub fstype: String,
     /// What was mounted, the "fsname".
@@ -74,41 +80,62 @@ pub(crate) fn mount_of(path: &Path) -> Result<Option<Line>> {
     place(path)?.map_or(Ok(None), line_of)
 }
 
+/// What is mounted below `dir` but not at it, the innermost first: where, counted from there, and which directory of
+/// its file system.
+///
+/// # Errors
+/// [`Error::Inspect`] if the list of mounts cannot be read.
+pub fn mounts_below(dir: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let below = |line: Line| {
+        let path = line.dir.strip_prefix(dir).ok()?.to_owned();
+        (!path.as_os_str().is_empty()).then_some((path, line.root))
+    };
+    let mut found: Vec<_> = lines()?.into_iter().filter_map(below).collect();
+    found.reverse();
+    Ok(found)
+}
+
 /// `None` if it went between the two looks: somebody has just unmounted it.
 fn line_of(place: Place) -> Result<Option<Line>> {
+    Ok(lines()?.into_iter().find(|line| line.mount == place.mount))
+}
+
+fn lines() -> Result<Vec<Line>> {
     let text = fs::read(MOUNTINFO)
         .map_err(|source| Error::Inspect { path: PathBuf::from(MOUNTINFO), source })?;
-    Ok(text.split(|byte| *byte == b'\n').filter_map(parse).find(|line| line.mount == place.mount))
+    Ok(text.split(|byte| *byte == b'\n').filter_map(parse).collect())
 }
 
 /// Reads one line: `36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw`.
 fn parse(line: &[u8]) -> Option<Line> {
-    let line = std::str::from_utf8(line).ok()?;
-    let mut fields = line.split(' ');
-    let mount = fields.next()?.parse().ok()?;
+    let text = |field: &[u8]| String::from_utf8(unescape(field)).ok();
+    let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
+    let mut fields = line.split(|byte| *byte == b' ');
+    let mount = text(fields.next()?)?.parse().ok()?;
+    let mut fields = fields.skip(2);
+    let (root, dir) = (path(fields.next()?), path(fields.next()?));
     // Optional fields, of which there may be none, end with a hyphen.
-    let mut rest = fields.skip_while(|field| *field != "-").skip(1);
-    Some(Line { mount, fstype: unescape(rest.next()?), source: unescape(rest.next()?) })
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    Some(Line { mount, root, dir, fstype: text(rest.next()?)?, source: text(rest.next()?)? })
 }
 
 /// Undoes the kernel's `\ooo` for blanks, backslashes and hash signs.
-fn unescape(field: &str) -> String {
-    let mut out = String::with_capacity(field.len());
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
-    while let Some((head, tail)) = rest.split_once('\\') {
-        out.push_str(head);
-        match tail.get(..3).and_then(|octal| u8::from_str_radix(octal, 8).ok()) {
-            Some(byte) if byte.is_ascii() => {
-                out.push(char::from(byte));
+    while let Some((first, tail)) = rest.split_first() {
+        let digits = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if *first == b'\\' && byte.is_ascii() => {
+                out.push(byte);
                 rest = &tail[3..];
             }
             _ => {
-                out.push('\\');
+                out.push(*first);
                 rest = tail;
             }
         }
     }
-    out.push_str(rest);
     out
 }
 
@@ -122,6 +149,10 @@ mod tests {
         let line = parse(with).unwrap();
         assert_eq!((line.mount, line.fstype.as_str()), (2317, "fuse.agentfs"));
         assert_eq!(line.source, "agentfs:r@b c\\d");
+        assert_eq!(
+            (line.root.as_path(), line.dir.as_path()),
+            (Path::new("/"), Path::new("/w/a b"))
+        );
         let line = parse(b"22 1 253:0 / / rw,relatime - ext4 /dev/vda rw").unwrap();
         assert_eq!(
             (line.mount, line.fstype.as_str(), line.source.as_str()),
@@ -134,10 +165,11 @@ mod tests {
         for line in ["", "x", "22", "22 1 253:0 / / rw", "22 1 253:0 / / rw - ext4"] {
             assert_eq!(parse(line.as_bytes()), None, "{line:?}");
         }
-        assert_eq!(unescape("a\\"), "a\\");
-        assert_eq!(unescape("a\\04"), "a\\04");
-        assert_eq!(unescape("a\\09x"), "a\\09x");
-        assert_eq!(unescape("é\\040é"), "é é");
+        assert_eq!(unescape(b"a\\"), b"a\\");
+        assert_eq!(unescape(b"a\\04"), b"a\\04");
+        assert_eq!(unescape(b"a\\09x"), b"a\\09x");
+        assert_eq!(unescape("é\\040é".as_bytes()), "é é".as_bytes());
+        assert_eq!(unescape(b"/a\\040b\\134c"), b"/a b\\c");
     }
 
     #[test]

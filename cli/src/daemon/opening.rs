@@ -52,8 +52,7 @@ pub struct Opening<'a> {
     note: Option<Note>,
     created: bool,
     git_dir: Option<PathBuf>,
-    mounted: Option<(WorktreeRecord, Arc<Worktree>, Mounted)>,
-    redirects: Option<redirects::Held>,
+    mounted: Option<(WorktreeRecord, Arc<Worktree>, Mounted, redirects::Held)>,
     warm: bool,
 }
 
@@ -83,15 +82,8 @@ impl<'a> Opening<'a> {
             Some(_) => None,
             None => Some(Note::write(&daemon.layout, &making(None))?),
         };
-        let mut opening = Self {
-            reservation,
-            note: None,
-            created,
-            git_dir: None,
-            mounted: None,
-            redirects: None,
-            warm: false,
-        };
+        let mut opening =
+            Self { reservation, note: None, created, git_dir: None, mounted: None, warm: false };
         if created {
             create_dir(&dir)?;
         }
@@ -123,8 +115,7 @@ impl<'a> Opening<'a> {
         };
         let (worktree, mounted, warm) = mount(daemon, repository, branch, &record, fresh, begin)?;
         let redirected = redirects::apply(daemon, repository, branch, &record, &worktree, &mounted);
-        opening.redirects = Some(redirected);
-        opening.mounted = Some((record, worktree, mounted));
+        opening.mounted = Some((record, worktree, mounted, redirected));
         opening.warm = warm;
         Ok(opening)
     }
@@ -136,7 +127,7 @@ impl<'a> Opening<'a> {
 
     /// What the user should know of what is redirected.
     pub fn notes(&self) -> Vec<String> {
-        self.redirects.as_ref().map(redirects::Held::notes).unwrap_or_default()
+        self.mounted.as_ref().map(|(.., redirects)| redirects.notes()).unwrap_or_default()
     }
 
     /// Whether the directory was not there before.
@@ -150,9 +141,7 @@ impl<'a> Opening<'a> {
         self.created = false;
         self.git_dir = None;
         let note = self.note.take().filter(|_| !recorded).map(Arc::new);
-        if let (Some((record, worktree, mounted)), Some(redirects)) =
-            (self.mounted.take(), self.redirects.take())
-        {
+        if let Some((record, worktree, mounted, redirects)) = self.mounted.take() {
             daemon.drainer.watch(&worktree);
             let mounted = Arc::new(mounted);
             let name = mount_name(&record);
@@ -168,7 +157,7 @@ impl<'a> Opening<'a> {
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        if let Some((_, _, mounted)) = self.mounted.take()
+        if let Some((_, _, mounted, _)) = self.mounted.take()
             && let Err(error) = mounted.unmount(true)
         {
             warn!("{error}");

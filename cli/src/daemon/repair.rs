@@ -50,28 +50,20 @@ impl Surroundings for Around<'_> {
 /// # Errors
 /// What keeps the store from being read at all. What cannot be repaired is no error.
 pub fn repair(daemon: &Daemon, call: &Call) -> Result<Repaired> {
-    let taken = take_steps(daemon, call)?;
-    let mut repaired = Vec::new();
-    let mut not_repaired = Vec::new();
-    for taken in taken {
-        let step = taken.step.to_string();
-        match taken.outcome {
-            Ok(()) => repaired.push(step),
-            Err(why) => not_repaired.push(NotRepaired { step, why }),
-        }
-    }
+    let taken = take_steps(daemon, call)?.into_iter();
+    let mut done: Vec<_> = taken.map(|one| (one.step.to_string(), one.outcome)).collect();
     // What is there after that decides what its git directories need.
     for step in check::beside(daemon)?.steps {
-        let text = step.to_string();
-        match step.take() {
-            Ok(()) => repaired.push(text),
-            Err(why) => not_repaired.push(NotRepaired { step: text, why: why.to_string() }),
-        }
+        done.push((step.to_string(), step.take().map_err(|why| why.to_string())));
     }
     for (step, outcome) in redirects::check::repair(daemon)? {
+        done.push((step, outcome.map_err(|why| why.to_string())));
+    }
+    let (mut repaired, mut not_repaired) = (Vec::new(), Vec::new());
+    for (step, outcome) in done {
         match outcome {
             Ok(()) => repaired.push(step),
-            Err(why) => not_repaired.push(NotRepaired { step, why: why.to_string() }),
+            Err(why) => not_repaired.push(NotRepaired { step, why }),
         }
     }
     if !repaired.is_empty() {
@@ -107,12 +99,16 @@ fn take_steps(daemon: &Daemon, call: &Call) -> Result<Vec<Taken>> {
 /// Has the content of every branch taken in again: what is mapped to nothing any more is read from git
 /// then.
 fn take_in_again(daemon: &Daemon) -> Result<()> {
-    for branch in daemon.store.branches()?.into_iter().filter(|branch| branch.ingested) {
-        let branch = Branch { ingested: false, ..branch };
-        let mut batch = daemon.store.batch()?;
-        batch.put_branch(&branch);
-        batch.commit()?;
-        daemon.ingest.enqueue(&branch, ImportedTrees::default());
+    let mut branches = daemon.store.branches()?;
+    branches.retain(|branch| branch.ingested);
+    let mut batch = daemon.store.batch()?;
+    for branch in &mut branches {
+        branch.ingested = false;
+        batch.put_branch(branch);
+    }
+    batch.commit()?;
+    for branch in &branches {
+        daemon.ingest.enqueue(branch, ImportedTrees::default());
     }
     Ok(())
 }

@@ -8,10 +8,10 @@ use crate::content::StreamedContent;
 use crate::error::Result;
 use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, LayerNumber, TreeId};
 use crate::store::{
-    At, Branch, Extent, Layer, Object, Place, Record, Repository, Snapshot, SnapshotRecord, Stored,
-    Table, WorktreeRecord, content_key, corrupt_entry, decode_head, decode_manifest, decode_sealed,
-    decode_stored, decode_subtree, empty_content, number_of, oid_from_git_tree_key, oid_from_key,
-    oid_key, unseal,
+    At, BAD_KEY, Branch, Extent, Layer, Object, Place, Record, Repository, Snapshot,
+    SnapshotRecord, Stored, Table, WorktreeRecord, blob_of, check_content, chunk_of, content_key,
+    corrupt_entry, decode_head, decode_sealed, empty_content, git_tree_of, manifest_of, number_of,
+    tree_of, unseal,
 };
 use crate::tree::Subtree;
 
@@ -51,48 +51,30 @@ impl Index {
         let mut index = Self::default();
         let mut tables = Tables { snapshot, findings };
         tables.each(Table::Chunks, |key, value| {
-            index
-                .objects
-                .push(locate(Object::Chunk(ChunkId::new(digest(Table::Chunks, key)?)), value)?);
+            index.objects.push(locate(chunk_of(key, value)?));
             Ok(())
         });
         tables.each(Table::Trees, |key, value| {
-            index
-                .objects
-                .push(locate(Object::Tree(TreeId::new(digest(Table::Trees, key)?)), value)?);
+            index.objects.push(locate(tree_of(key, value)?));
             Ok(())
         });
         tables.each(Table::Manifests, |key, value| {
-            let id = ContentId::new(digest(Table::Manifests, key)?);
-            let manifest =
-                decode_sealed(Table::Manifests, key, value, |value| decode_manifest(id, value))?;
+            let manifest = manifest_of(key, value)?;
             index.parts.extend(manifest.chunks.iter().map(|(chunk, _)| *chunk));
             index.manifests.push(manifest);
             Ok(())
         });
         tables.each(Table::Blobs, |key, value| {
-            let oid = oid_from_key(key).ok_or_else(|| corrupt_entry(Table::Blobs, key, BAD_KEY))?;
-            let stored = decode_sealed(Table::Blobs, key, value, decode_stored)?;
+            let (oid, stored) = blob_of(key, value)?;
             if !snapshot.contains(Table::Contents, &content_key(&stored.id, oid.kind()))? {
                 return Err(corrupt_entry(Table::Blobs, key, "no entry leads back to it"));
             }
             index.blobs.push((stored, oid));
             Ok(())
         });
-        tables.each(Table::Contents, |key, value| {
-            let oid = decode_sealed(Table::Contents, key, value, oid_from_key)?;
-            let back = snapshot.get(Table::Blobs, &oid_key(&oid), |value| {
-                decode_sealed(Table::Blobs, &oid_key(&oid), value, decode_stored)
-            })?;
-            match back {
-                Some(stored) if content_key(&stored.id, oid.kind()) == key => Ok(()),
-                _ => Err(corrupt_entry(Table::Contents, key, "it leads back to something else")),
-            }
-        });
+        tables.each(Table::Contents, |key, value| check_content(snapshot, key, value));
         tables.each(Table::GitTrees, |key, value| {
-            let oid = oid_from_git_tree_key(key)
-                .ok_or_else(|| corrupt_entry(Table::GitTrees, key, BAD_KEY))?;
-            let subtree = decode_sealed(Table::GitTrees, key, value, decode_subtree)?;
+            let (oid, subtree) = git_tree_of(key, value)?;
             index.git_trees.push((subtree, oid));
             Ok(())
         });
@@ -182,8 +164,6 @@ impl Index {
     }
 }
 
-const BAD_KEY: &str = "its key is impossible";
-
 /// Reads tables, and goes on after whatever is damaged in them.
 struct Tables<'a> {
     snapshot: &'a Snapshot,
@@ -232,22 +212,17 @@ impl Tables<'_> {
     }
 }
 
-fn locate(object: Object, value: &[u8]) -> Result<Located> {
-    let place = Place::decode(&object, value)?;
+fn locate((object, place): (Object, Place<'_>)) -> Located {
     let extent = match place.at {
         At::Inline(_) => None,
         At::Segment(extent) => Some(extent),
     };
-    Ok(Located { object, extent, raw_len: place.raw_len })
+    Located { object, extent, raw_len: place.raw_len }
 }
 
 /// The number with which a key begins.
 fn number(table: Table, key: &[u8]) -> Result<u64> {
     number_of(key).ok_or_else(|| corrupt_entry(table, key, BAD_KEY))
-}
-
-fn digest(table: Table, key: &[u8]) -> Result<[u8; 32]> {
-    key.try_into().map_err(|_| corrupt_entry(table, key, BAD_KEY))
 }
 
 /// The elements of a sorted slice for which `order` says "equal".

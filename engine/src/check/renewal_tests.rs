@@ -4,32 +4,18 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::tests::{DIR, Fixture, change, fake_oid, healthy, noise, open, put_blob, run};
+use super::tests::{Alone, DIR, Fixture, change, fake_oid, healthy, noise, open, put_blob, run};
 use super::*;
 use crate::content::Preparer;
 use crate::id::Ino;
 use crate::overlay::Known;
-use crate::repair::{Step, Surroundings, execute, plan};
+use crate::repair::{Step, execute, plan};
 use crate::storage::Storage;
-use crate::store::Branch;
 use crate::testing::FaultyStorage;
-use crate::worktree::Contents;
 
 const PAGE_BYTES: usize = 4096;
 const TABLES: [Table; 6] =
     [Table::Chunks, Table::Trees, Table::Manifests, Table::Blobs, Table::Contents, Table::GitTrees];
-
-struct Alone;
-
-impl Surroundings for Alone {
-    fn contents(&self, _: &Branch) -> Option<Arc<Contents>> {
-        None
-    }
-
-    fn is_open(&self, _: &Branch) -> bool {
-        false
-    }
-}
 
 /// The first step of a repair, if that is to write the database anew, and what came of it.
 fn renew(store: &Arc<Store>) -> Option<Result<(), String>> {

@@ -280,7 +280,7 @@ fn every_flipped_byte_of_a_segment_is_found() {
 }
 
 /// Nobody from whom anything could be rebuilt.
-struct Alone;
+pub(super) struct Alone;
 
 impl Surroundings for Alone {
     fn contents(&self, _: &Branch) -> Option<Arc<Contents>> {

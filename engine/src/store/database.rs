@@ -13,7 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use redb::{ReadOnlyTable, ReadableDatabase, ReadableTableMetadata, TableDefinition};
+use redb::{
+    AccessGuard, ReadOnlyTable, ReadableDatabase, ReadableTableMetadata, StorageError,
+    TableDefinition,
+};
 
 use super::Counters;
 use super::held::HeldFile;
@@ -24,9 +27,15 @@ use crate::storage::File;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 type OpenTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
+type Entry = (AccessGuard<'static, &'static [u8]>, AccessGuard<'static, &'static [u8]>);
 
 /// Changes of tables, by table and key; `None` removes.
 pub(super) type Changes = BTreeMap<Table, HashMap<Vec<u8>, Option<Vec<u8>>>>;
+
+/// No changes, of every table: applied to a new database, they make its tables.
+pub(super) fn no_changes() -> Changes {
+    Changes::from(Table::ALL.map(|table| (table, HashMap::new())))
+}
 
 fn definition(table: Table) -> Definition {
     TableDefinition::new(table.name())
@@ -197,18 +206,12 @@ impl Snapshot {
         prefix: &[u8],
         mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>,
     ) -> Result<()> {
-        shielded(&self.path, || {
-            for entry in self.table(table).range(prefix..)? {
-                let (key, value) = entry?;
-                if !key.value().starts_with(prefix) {
-                    break;
-                }
-                if let Err(error) = visit(key.value(), value.value()) {
-                    return Ok(Err(error));
-                }
+        self.scan_from(table, prefix, |key, value| {
+            if !key.starts_with(prefix) {
+                return Ok(false);
             }
-            Ok(Ok(()))
-        })?
+            visit(key, value).map(|()| true)
+        })
     }
 
     /// Calls `visit` for every entry from `start` on, in the order of the keys, until it says `false`.
@@ -216,38 +219,18 @@ impl Snapshot {
         &self,
         table: Table,
         start: &[u8],
-        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+        visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
     ) -> Result<()> {
-        shielded(&self.path, || {
-            for entry in self.table(table).range(start..)? {
-                let (key, value) = entry?;
-                match visit(key.value(), value.value()) {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    Err(error) => return Ok(Err(error)),
-                }
-            }
-            Ok(Ok(()))
-        })?
+        shielded(&self.path, || each(self.table(table).range(start..)?, visit))?
     }
 
     /// Calls `visit` for every entry, in the reverse order of the keys, until it says `false`.
     pub(crate) fn scan_back(
         &self,
         table: Table,
-        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+        visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
     ) -> Result<()> {
-        shielded(&self.path, || {
-            for entry in self.table(table).range::<&[u8]>(..)?.rev() {
-                let (key, value) = entry?;
-                match visit(key.value(), value.value()) {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    Err(error) => return Ok(Err(error)),
-                }
-            }
-            Ok(Ok(()))
-        })?
+        shielded(&self.path, || each(self.table(table).range::<&[u8]>(..)?.rev(), visit))?
     }
 
     /// The number of entries.
@@ -258,6 +241,22 @@ impl Snapshot {
     fn table(&self, table: Table) -> &OpenTable {
         &self.tables[table as usize]
     }
+}
+
+/// Calls `visit` for each of `entries` until it says `false`; its error is no error of redb.
+fn each(
+    entries: impl Iterator<Item = Result<Entry, StorageError>>,
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+) -> Result<Result<()>, redb::Error> {
+    for entry in entries {
+        let (key, value) = entry?;
+        match visit(key.value(), value.value()) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    Ok(Ok(()))
 }
 
 /// Runs `work` with redb. A damaged file can make redb panic; that is damage, not a bug of ours.

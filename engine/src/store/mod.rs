@@ -21,6 +21,7 @@ mod collector;
 #[cfg(test)]
 mod crash_tests;
 mod database;
+mod entries;
 mod fold;
 mod held;
 mod in_use;
@@ -57,6 +58,9 @@ pub use tables::Object;
 pub use writer::{Session, WriteItem, Writer};
 
 pub(crate) use database::Snapshot;
+pub(crate) use entries::{
+    BAD_KEY, blob_of, check_content, chunk_of, git_tree_of, manifest_of, tree_of,
+};
 pub(crate) use in_use::InUse;
 pub(crate) use layers::Head;
 pub(crate) use line::{
@@ -71,7 +75,7 @@ pub(crate) use segment::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Segments, ch
 pub(crate) use sweep::{Moved, bytes_of, is_garbage, locate, record_bytes};
 pub(crate) use tables::{
     At, Extent, Place, Table, content_key, corrupt_entry, decode_manifest, decode_stored,
-    decode_subtree, oid_from_git_tree_key, oid_from_key, oid_key, unseal,
+    decode_subtree, oid_from_key, oid_key, unseal,
 };
 
 use crate::base::NodeCache;

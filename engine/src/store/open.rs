@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 
 use super::append::{Appender, Tail};
-use super::database::{Changes, Database, Snapshot};
+use super::database::{Changes, Database, Snapshot, no_changes};
 use super::segment::Segments;
 use super::tables::{META_COMPACT, META_FORMAT, META_TAIL, Table, corrupt_entry, seal, unseal};
 use super::turn::Turns;
@@ -119,7 +119,7 @@ fn meta<T>(snapshot: &Snapshot, key: &[u8], decode: impl Fn(&[u8]) -> Option<T>)
 fn create_database(storage: &dyn Storage, dir: &Path, counters: &Arc<Counters>) -> Result<()> {
     let new = dir.join(DATABASE_NEW_FILE);
     let file = create_anew(storage, &new)?;
-    let mut changes = Changes::from(Table::ALL.map(|table| (table, Default::default())));
+    let mut changes = no_changes();
     for (key, value) in
         [(META_FORMAT, STORE_FORMAT.to_le_bytes().to_vec()), (META_TAIL, Tail::default().encode())]
     {

@@ -12,16 +12,13 @@ use std::io;
 use std::sync::Arc;
 
 use super::append::Tail;
-use super::database::{Changes, Database, Snapshot};
+use super::database::{Changes, Database, Snapshot, no_changes};
+use super::entries::{blob_of, check_content, chunk_of, git_tree_of, manifest_of, tree_of};
 use super::open::{DATABASE_FILE, DATABASE_NEW_FILE, create_anew, put_in_place, tail_of};
 use super::segment::{RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES};
-use super::tables::{
-    At, Extent, Object, Place, Table, content_key, decode_manifest, decode_stored, decode_subtree,
-    oid_from_git_tree_key, oid_from_key, oid_key, seal,
-};
-use super::{Core, Store, count, decode_sealed};
+use super::tables::{At, Extent, Place, Table, content_key, seal};
+use super::{Core, Store, count};
 use crate::error::{Error, Result};
-use crate::id::{ChunkId, ContentId, TreeId};
 use crate::storage::File;
 
 /// The tables of which entries may be left out.
@@ -60,7 +57,7 @@ impl Store {
             snapshot: &snapshot,
             database: &database,
             places_lost: false,
-            changes: empty(),
+            changes: no_changes(),
             bytes: 0,
         };
         for table in Table::ALL {
@@ -76,11 +73,6 @@ impl Store {
         count(&core.counters.commits, 1);
         core.reopen(&mut state)
     }
-}
-
-/// No entries, of every table.
-fn empty() -> Changes {
-    Changes::from(Table::ALL.map(|table| (table, Default::default())))
 }
 
 struct Copy<'a> {
@@ -161,45 +153,23 @@ impl Copy<'_> {
 
     /// The error of an entry that is damaged.
     fn verify(&self, table: Table, key: &[u8], value: &[u8]) -> Result<()> {
-        let impossible = || super::corrupt_entry(table, key, "its key is impossible");
-        let digest = || <[u8; 32]>::try_from(key).map_err(|_| impossible());
         match table {
-            Table::Chunks => {
-                Place::decode(&Object::Chunk(ChunkId::new(digest()?)), value).map(drop)
-            }
-            Table::Trees => Place::decode(&Object::Tree(TreeId::new(digest()?)), value).map(drop),
-            Table::Manifests => {
-                let id = ContentId::new(digest()?);
-                decode_sealed(table, key, value, |value| decode_manifest(id, value)).map(drop)
-            }
-            Table::Blobs => {
-                oid_from_key(key).ok_or_else(impossible)?;
-                decode_sealed(table, key, value, decode_stored).map(drop)
-            }
-            Table::Contents => {
-                let oid = decode_sealed(table, key, value, oid_from_key)?;
-                let blob = oid_key(&oid);
-                let stored = self.snapshot.get(Table::Blobs, &blob, |value| {
-                    decode_sealed(Table::Blobs, &blob, value, decode_stored)
-                })?;
-                let leads_back = stored.is_some_and(|one| content_key(&one.id, oid.kind()) == key);
-                leads_back.then_some(()).ok_or_else(impossible)
-            }
-            Table::GitTrees => {
-                oid_from_git_tree_key(key).ok_or_else(impossible)?;
-                decode_sealed(table, key, value, decode_subtree).map(drop)
-            }
+            Table::Chunks => chunk_of(key, value).map(drop),
+            Table::Trees => tree_of(key, value).map(drop),
+            Table::Manifests => manifest_of(key, value).map(drop),
+            Table::Blobs => blob_of(key, value).map(drop),
+            Table::Contents => check_content(self.snapshot, key, value),
+            Table::GitTrees => git_tree_of(key, value).map(drop),
             _ => Ok(()),
         }
     }
 
     /// Puts the way back from a content to this blob, if there is none to any.
     fn way_back(&mut self, blob: &[u8], value: &[u8]) -> Result<()> {
-        let Some(oid) = oid_from_key(blob) else { return Ok(()) };
-        let stored = decode_sealed(Table::Blobs, blob, value, decode_stored)?;
+        let (oid, stored) = blob_of(blob, value)?;
         let key = content_key(&stored.id, oid.kind());
         let is_there = self.snapshot.get(Table::Contents, &key, |value| {
-            Ok(self.verify(Table::Contents, &key, value).is_ok())
+            Ok(check_content(self.snapshot, &key, value).is_ok())
         });
         // A damaged page tells nothing.
         if is_there.is_ok_and(|there| there == Some(true)) {
@@ -275,6 +245,6 @@ impl Copy<'_> {
 
     fn flush(&mut self) -> Result<()> {
         self.bytes = 0;
-        self.database.apply(&std::mem::replace(&mut self.changes, empty()))
+        self.database.apply(&std::mem::replace(&mut self.changes, no_changes()))
     }
 }

@@ -251,9 +251,7 @@ pub fn list(daemon: &Daemon, params: &RedirectListCall) -> Result<Redirects> {
 fn answer(up: &Up, branch: &Branch, added: &[Redirect]) -> Result<Redirects> {
     let mut done = Redirects::default();
     for (one, status) in up.redirects.states() {
-        if added.contains(&Redirect { moving: false, ..one.clone() })
-            || added.iter().any(|other| other.number == one.number)
-        {
+        if added.iter().any(|other| other.number == one.number) {
             if status.appears.as_deref() == Some(How::Link.name())
                 && up.redirects.exclude_in.is_none()
             {

@@ -4,10 +4,9 @@ use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 
-use agentfs_engine::store::SnapshotReason;
-
 use super::branch::skipped_dir;
 use super::record;
+use super::upkeep::owners;
 use super::{leftovers, records};
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::Slot;
@@ -134,9 +133,7 @@ pub fn check(daemon: &Daemon) -> Result<Vec<Finding>> {
             findings.push(Finding::SkippedDamaged(file, why));
         }
     }
-    let removed = kept.iter().filter(|one| one.reason == SnapshotReason::Removed);
-    let numbers = branches.iter().map(|branch| branch.number);
-    for number in numbers.chain(removed.map(|one| one.branch)) {
+    for number in owners(&branches, &kept) {
         let records = records(&daemon.layout, number);
         let listed = records.list()?;
         for (redirect, why) in listed.damaged {

@@ -5,7 +5,6 @@
 //! held open, and nothing is followed or left, so that neither a mount nor a link gets anywhere else.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -358,42 +357,14 @@ pub fn is_ours(target: &Path) -> bool {
 
 /// The paths below `at` on which native directories are mounted, the innermost first.
 fn mounted_below(at: &Path) -> Vec<PathBuf> {
-    let text = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let mut found: Vec<_> = text
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| {
-            let mut fields = line.split(|byte| *byte == b' ').skip(3);
-            let (source, on) = (unescape(fields.next()?), unescape(fields.next()?));
-            let path = on.strip_prefix(at).ok()?.to_owned();
-            (is_ours(&source) && !path.as_os_str().is_empty()).then_some(path)
-        })
-        .collect();
-    found.reverse();
-    found
-}
-
-/// Undoes the kernel's `\ooo` for blanks and backslashes.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let digits = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) if *first == b'\\' => {
-                out.push(byte);
-                rest = &tail[3..];
-            }
-            _ => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(OsStr::from_bytes(&out))
+    let mounts = agentfs_fuse::mounts_below(at).unwrap_or_default().into_iter();
+    mounts.filter(|(_, source)| is_ours(source)).map(|(path, _)| path).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -406,7 +377,6 @@ mod tests {
         {
             assert!(!is_ours(Path::new(path)), "{path}");
         }
-        assert_eq!(unescape(b"/a\\040b\\134c"), Path::new("/a b\\c"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::thread;
 
 use agentfs_engine::BranchNumber;
 use agentfs_engine::progress::Cancel;
-use agentfs_engine::store::SnapshotReason;
+use agentfs_engine::store::{Branch, SnapshotReason, SnapshotRecord};
 use tracing::{info, warn};
 
 use super::branch::skipped_dir;
@@ -37,6 +37,15 @@ pub struct Leftovers {
     pub of_no_snapshot: Vec<PathBuf>,
 }
 
+/// The branches whose native directories stay: those on record, and removed ones that can be brought back.
+pub(super) fn owners(
+    branches: &[Branch],
+    kept: &[SnapshotRecord],
+) -> impl Iterator<Item = BranchNumber> {
+    let removed = kept.iter().filter(|one| one.reason == SnapshotReason::Removed);
+    branches.iter().map(|branch| branch.number).chain(removed.map(|one| one.branch))
+}
+
 fn entries(dir: &Path) -> Result<Vec<(OsString, PathBuf)>> {
     let failed = |error: io::Error| Failure::store_io("list", dir, &error);
     match fs::read_dir(dir) {
@@ -57,14 +66,9 @@ pub fn leftovers(daemon: &Daemon) -> Result<Leftovers> {
     // What a tree asks for is recorded before its branch is, which is while that is being mounted.
     let mounting = daemon.worktrees.list().iter().any(|(_, slot)| matches!(slot, Slot::Busy(..)));
     let kept = daemon.store.all_snapshots()?;
-    let removed = kept.iter().filter(|one| one.reason == SnapshotReason::Removed);
     let branches = daemon.store.branches()?;
-    let known: HashSet<OsString> = branches
-        .iter()
-        .map(|branch| branch.number)
-        .chain(removed.map(|one| one.branch))
-        .map(|number| number.to_string().into())
-        .collect();
+    let known: HashSet<OsString> =
+        owners(&branches, &kept).map(|number| number.to_string().into()).collect();
     let mut found = Leftovers::default();
     for (name, path) in directories {
         if name.as_encoded_bytes().starts_with(GONE.as_bytes()) {
