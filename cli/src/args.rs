@@ -4,7 +4,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     attach, backup, branch, clone, completions, daemon, diff, doctor, du, exec, export, fsck, gc,
-    materialize, mount, ps, redirect, snapshot, stats, status, umount, version, worktree,
+    materialize, mount, ps, redirect, snapshot, stats, status, switch, umount, version, worktree,
 };
 
 use crate::exec::StageArgs;
@@ -66,6 +66,8 @@ pub enum Command {
     Worktree(worktree::Args),
     /// Keep branches as they are at a moment
     Snapshot(snapshot::Args),
+    /// Move a worktree to another commit while it is used; only what differs is changed
+    Switch(switch::Args),
     /// Take back what was changed since the last snapshot of a branch
     Undo(snapshot::UndoArgs),
     /// Compare what branches, snapshots and revisions are now

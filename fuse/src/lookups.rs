@@ -165,6 +165,14 @@ impl Lookups {
         references.saturating_sub(count.into())
     }
 
+    /// Calls `release` if there are no references to `ino`; no new one is counted before that has returned.
+    pub(crate) fn unless_referenced(&self, ino: Ino, release: impl FnOnce()) {
+        let shard = self.shard(ino);
+        if shard.get(ino) == 0 {
+            release();
+        }
+    }
+
     /// The session has ended, and with it all references.
     pub(crate) fn forget_all(&self, mut release: impl FnMut(Ino)) {
         for shard in &self.shards {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use agentfs_engine::Ino;
 use agentfs_engine::worktree::Worktree;
 use rustix::fs::{major, minor};
 use rustix::io::Errno;
@@ -234,6 +235,12 @@ impl Mounted {
             }
             _ => Ok(()),
         }
+    }
+
+    /// An inode has lost its last name past the kernel, which was told so: it goes now, or, if somebody has
+    /// it open, when nobody has any more.
+    pub fn unnamed(&self, ino: Ino) {
+        self.ops.unnamed(ino);
     }
 
     fn notifier(&self) -> Option<Notifier> {

@@ -36,6 +36,15 @@ impl Repository {
     /// The directory in which branch `name` is checked out: the repository's own worktree or a linked
     /// one, of git or of ours. Whoever commits in one of two such directories changes the other.
     pub fn checkout_of(&self, name: &str) -> Option<PathBuf> {
+        self.checkout_but(name, None)
+    }
+
+    /// The same, of the worktrees other than that with the git directory `but`.
+    pub fn checkout_beside(&self, name: &str, but: &Path) -> Option<PathBuf> {
+        self.checkout_but(name, but.canonicalize().ok().as_deref())
+    }
+
+    fn checkout_but(&self, name: &str, but: Option<&Path>) -> Option<PathBuf> {
         let head = format!("ref: refs/heads/{name}");
         let holds = |git_dir: &Path| {
             std::fs::read(git_dir.join("HEAD"))
@@ -49,7 +58,10 @@ impl Repository {
         }
         // A repository without linked worktrees, or one whose list cannot be read, holds nothing back.
         let linked = git.worktrees().unwrap_or_default();
-        let holder = linked.into_iter().find(|worktree| holds(worktree.git_dir()))?;
+        let other = |dir: &Path| but.is_none() || dir.canonicalize().ok().as_deref() != but;
+        let holder = linked
+            .into_iter()
+            .find(|worktree| holds(worktree.git_dir()) && other(worktree.git_dir()))?;
         Some(holder.base().unwrap_or_else(|_| holder.git_dir().to_owned()))
     }
 }

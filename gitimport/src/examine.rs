@@ -213,7 +213,7 @@ pub(crate) fn check_index_file(path: &Path, common_dir: &Path, hash: HashKind) -
 }
 
 /// Whether git is told to write no checksum at the end of an index.
-fn leaves_checksums_out(common_dir: &Path) -> bool {
+pub(crate) fn leaves_checksums_out(common_dir: &Path) -> bool {
     let is_set = |repository: gix::Repository| {
         let config = repository.config_snapshot();
         ["index.skipHash", "feature.manyFiles"].iter().any(|key| config.boolean(*key) == Some(true))
@@ -321,7 +321,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, String> {
 }
 
 /// An index without its checksum, which is right, or zeros where it may be `unsummed`.
-fn verified<'a>(
+pub(crate) fn verified<'a>(
     bytes: &'a [u8],
     hash: HashKind,
     unsummed: &dyn Fn() -> bool,

@@ -18,17 +18,25 @@ pub(crate) struct IndexEntry {
     /// Whether git compares its stat data: it is neither in conflict, nor only announced, nor excepted
     /// by the user.
     pub(crate) plain: bool,
+    pub(crate) mode: u32,
+    /// Which side of a conflict it is; 0 without one.
+    pub(crate) stage: u8,
+    /// Whether its file is not to be in the worktree.
+    pub(crate) skipped: bool,
+    /// Where its stat data begin, in bytes from the beginning of the index.
+    pub(crate) at: usize,
     pub(crate) path: Vec<u8>,
 }
 
 const SIGNATURE: &[u8] = b"DIRC";
 /// Bytes of an entry before the object id.
-const STAT_BYTES: usize = 40;
+pub(crate) const STAT_BYTES: usize = 40;
 const EXTENDED: u16 = 0x4000;
 /// Assume-valid, and the stage.
 const NOT_PLAIN: u16 = 0xb000;
 /// Skip-worktree and intent-to-add.
 const NOT_PLAIN_EXTENDED: u16 = 0x6000;
+const SKIP_WORKTREE: u16 = 0x4000;
 
 /// Calls `visit` for each entry of the index `bytes`, whose trailing hash is left out.
 ///
@@ -37,27 +45,89 @@ const NOT_PLAIN_EXTENDED: u16 = 0x6000;
 pub(crate) fn each(
     bytes: &[u8],
     hash: HashKind,
-    mut visit: impl FnMut(IndexEntry),
+    visit: impl FnMut(IndexEntry),
 ) -> Result<(), String> {
-    let mut at = Bytes(bytes);
-    if at.take(4) != Some(SIGNATURE) {
-        return Err("it does not begin as an index does".into());
+    walk(bytes, hash, visit, |_| {})
+}
+
+/// Whether an index has an extension of this signature.
+///
+/// # Errors
+/// As [`each`].
+pub(crate) fn has_extension(
+    bytes: &[u8],
+    hash: HashKind,
+    signature: &[u8; 4],
+) -> Result<bool, String> {
+    let mut found = false;
+    walk(bytes, hash, |_| {}, |one| found |= one == signature)?;
+    Ok(found)
+}
+
+fn walk(
+    bytes: &[u8],
+    hash: HashKind,
+    mut visit: impl FnMut(IndexEntry),
+    mut extension: impl FnMut(&[u8]),
+) -> Result<(), String> {
+    let mut entries = Entries::new(bytes, hash)?;
+    for entry in &mut entries {
+        visit(entry?);
     }
-    let version = at.u32().filter(|version| (2..=4).contains(version));
-    let version = version.ok_or("it has an unknown version")?;
-    let count = at.u32().ok_or("it is too short")?;
-    let mut path = Vec::new();
-    for number in 0..count {
-        let entry = entry(&mut at, version, hash, &mut path);
-        visit(entry.ok_or_else(|| format!("entry {number} of {count} is none"))?);
-    }
+    let mut at = entries.at;
     while !at.0.is_empty() {
         let signature = at.take(4).filter(|text| text.iter().all(u8::is_ascii_alphabetic));
         let len = signature.and_then(|_| at.u32());
-        let extension = len.and_then(|len| at.take(len as usize));
-        extension.ok_or("what follows its entries is no extension")?;
+        let content = len.and_then(|len| at.take(len as usize));
+        let known = content.and(signature).ok_or("what follows its entries is no extension")?;
+        extension(known);
     }
     Ok(())
+}
+
+/// The entries of an index, one after the other, and what is wrong with it as a sentence about "it".
+pub(crate) struct Entries<'a> {
+    at: Bytes<'a>,
+    len: usize,
+    version: u32,
+    hash: HashKind,
+    number: u32,
+    count: u32,
+    path: Vec<u8>,
+}
+
+impl<'a> Entries<'a> {
+    /// Those of the index `bytes`, whose trailing hash is left out.
+    ///
+    /// # Errors
+    /// As [`each`].
+    pub(crate) fn new(bytes: &'a [u8], hash: HashKind) -> Result<Self, String> {
+        let mut at = Bytes(bytes);
+        if at.take(4) != Some(SIGNATURE) {
+            return Err("it does not begin as an index does".into());
+        }
+        let version = at.u32().filter(|version| (2..=4).contains(version));
+        let version = version.ok_or("it has an unknown version")?;
+        let count = at.u32().ok_or("it is too short")?;
+        Ok(Self { at, len: bytes.len(), version, hash, number: 0, count, path: Vec::new() })
+    }
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Result<IndexEntry, String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (number, count) = (self.number, self.count);
+        if number == count {
+            return None;
+        }
+        let start = self.len - self.at.0.len();
+        let read = entry(&mut self.at, self.version, self.hash, &mut self.path);
+        // After one that is none nothing can be read.
+        self.number = if read.is_some() { number + 1 } else { count };
+        let read = read.map(|entry| IndexEntry { at: start, ..entry });
+        Some(read.ok_or_else(|| format!("entry {number} of {count} is none")))
+    }
 }
 
 struct Bytes<'a>(&'a [u8]);
@@ -143,6 +213,10 @@ fn entry(
         size: size?,
         oid,
         plain: flags & NOT_PLAIN == 0 && extended & NOT_PLAIN_EXTENDED == 0,
+        mode: mode?,
+        stage: (flags >> 12 & 3) as u8,
+        skipped: extended & SKIP_WORKTREE != 0,
+        at: 0,
         path: path.clone(),
     })
 }

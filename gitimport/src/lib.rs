@@ -46,6 +46,7 @@ pub mod repository;
 pub mod saved;
 pub mod source;
 pub mod state;
+pub mod switch;
 mod template;
 pub mod tracked;
 mod transport;

@@ -104,7 +104,11 @@ impl Repository {
         Ok(found)
     }
 
-    fn run_git(&self, git_dir: &Path, args: &[&str]) -> Result<String> {
+    /// What `git` with these arguments prints.
+    ///
+    /// # Errors
+    /// [`Error::Git`] with what it says.
+    pub(crate) fn run_git(&self, git_dir: &Path, args: &[&str]) -> Result<String> {
         let action = format!("run `git {}` in the repository", args.join(" "));
         transport::run(transport::git().args(args), git_dir, &action)
     }

@@ -20,6 +20,7 @@ pub mod redirect;
 pub mod snapshot;
 pub mod stats;
 pub mod status;
+pub mod switch;
 mod trees;
 pub mod umount;
 pub mod version;
@@ -54,6 +55,7 @@ pub fn run(command: Command, output: Output) -> Result<u8> {
         Command::Exec(args) => exec::run(&args, output),
         Command::Branch(args) => branch::run(&args, output),
         Command::Snapshot(args) => snapshot::run(&args, output),
+        Command::Switch(args) => switch::run(&args, output),
         Command::Undo(args) => snapshot::undo(&args, output),
         Command::Diff(args) => diff::run(&args, output),
         Command::Export(args) => export::run(&args, output),

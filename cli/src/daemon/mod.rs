@@ -24,6 +24,7 @@ mod rpc;
 mod service;
 mod snapshots;
 mod state;
+mod switch;
 mod target;
 mod upkeep;
 mod views;

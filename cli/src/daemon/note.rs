@@ -45,6 +45,21 @@ pub enum Making {
         /// The number of the snapshot.
         snapshot: u64,
     },
+    /// A worktree that is moved to another commit.
+    Switch {
+        /// Its branch.
+        branch: u64,
+        /// Its git directory.
+        git_dir: WirePath,
+        /// The layer that takes the changes of the branch once its files are moved.
+        layer: u64,
+        /// What `HEAD` says before; nothing as long as that is not decided.
+        from: String,
+        /// What it is to say.
+        head: String,
+        /// What its log is to say.
+        message: String,
+    },
     /// A branch that gets another name.
     Rename {
         /// The branch.
@@ -84,6 +99,19 @@ impl Note {
         fs::create_dir_all(&dir).map_err(|error| Failure::store_io("create", &dir, &error))?;
         note.amend(making)?;
         Ok(note)
+    }
+
+    /// Replaces what it says, on stable storage.
+    ///
+    /// # Errors
+    /// Whatever the file system refuses.
+    pub fn amend_durably(&self, making: &Making) -> Result<()> {
+        self.amend(making)?;
+        let dirs = self.path.ancestors().skip(1).take(2);
+        std::iter::once(self.path.as_path()).chain(dirs).try_for_each(|path| {
+            let synced = fs::File::open(path).and_then(|file| file.sync_all());
+            synced.map_err(|error| Failure::store_io("sync", path, &error))
+        })
     }
 
     /// Replaces what it says.
@@ -130,6 +158,35 @@ pub fn renames(layout: &Layout) -> Vec<(Note, u64, String, String)> {
     left(layout).into_iter().filter_map(rename).collect()
 }
 
+/// What a former daemon's note says about a worktree that was being moved; as [`Making::Switch`].
+#[derive(Debug)]
+pub struct LeftSwitch {
+    /// The branch.
+    pub branch: u64,
+    /// Its git directory.
+    pub git_dir: PathBuf,
+    /// The layer that says that the files are moved.
+    pub layer: u64,
+    /// What `HEAD` says before.
+    pub from: String,
+    /// What it is to say.
+    pub head: String,
+    /// What its log is to say.
+    pub message: String,
+}
+
+/// The notes of a former daemon about worktrees that were being moved.
+pub fn switches(layout: &Layout) -> Vec<(Note, LeftSwitch)> {
+    let switch = |(note, making)| match making {
+        Making::Switch { branch, git_dir, layer, from, head, message } => {
+            let git_dir = git_dir.0;
+            Some((note, LeftSwitch { branch, git_dir, layer, from, head, message }))
+        }
+        other => leave((note, other)),
+    };
+    left(layout).into_iter().filter_map(switch).collect()
+}
+
 /// The notes that are there.
 fn left(layout: &Layout) -> Vec<(Note, Making)> {
     let entries = fs::read_dir(layout.pending()).into_iter().flatten().flatten();
@@ -168,7 +225,9 @@ pub fn sweep(layout: &Layout, store: &Store) -> Result<()> {
                 sweep_branch(store, &repository, &name, commit.as_deref(), git_dir)?;
             }
             // Done by the one who can open branches.
-            Some(Making::Restore { .. } | Making::Rename { .. }) => std::mem::forget(note),
+            Some(Making::Restore { .. } | Making::Rename { .. } | Making::Switch { .. }) => {
+                std::mem::forget(note);
+            }
             // Written by a daemon that was killed at it: nothing had been made yet.
             None => {}
         }

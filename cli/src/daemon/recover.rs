@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::Slot;
-use crate::daemon::{execs, note, opening, redirects, rename, snapshots};
+use crate::daemon::{execs, note, opening, redirects, rename, snapshots, switch};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
 use crate::layout::remove_all;
@@ -34,6 +34,7 @@ pub fn recover(daemon: &Daemon) -> Result<()> {
     sweep_outboxes(daemon)?;
     redirects::sweep(daemon)?;
     snapshots::complete_restores(daemon);
+    switch::complete(daemon);
     snapshots::sweep(daemon)?;
     // What commands had mounted is dead, and so are they.
     let (ended, records): (Vec<_>, Vec<_>) = {

@@ -10,8 +10,8 @@ use tracing::info;
 use crate::daemon::rpc::{Answer, Call, Service};
 use crate::daemon::state::Daemon;
 use crate::daemon::{
-    backup, branches, calls, check, execs, redirects, rename, repair, report, snapshots, upkeep,
-    views,
+    backup, branches, calls, check, execs, redirects, rename, repair, report, snapshots, switch,
+    upkeep, views,
 };
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
@@ -42,6 +42,7 @@ impl Service for Methods {
             method::WORKTREE_REMOVE => value(branches::remove_worktree(daemon, &parse(params)?)),
             method::SNAPSHOT_CREATE => value(snapshots::create(daemon, &parse(params)?)),
             method::SNAPSHOT_RESTORE => value(snapshots::restore(daemon, &parse(params)?)),
+            method::SWITCH => value(switch::switch(daemon, &parse(params)?, call)),
             method::UNDO => value(snapshots::undo(daemon, &parse(params)?)),
             method::SNAPSHOT_LIST => value(snapshots::list(daemon, &parse(params)?)),
             method::SNAPSHOT_SHOW => value(snapshots::show(daemon, &parse(params)?)),

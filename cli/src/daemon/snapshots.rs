@@ -107,7 +107,10 @@ pub fn take(
 }
 
 /// The same of a branch that is open, if it can be.
-fn take_of(
+///
+/// # Errors
+/// As [`take`].
+pub fn take_of(
     daemon: &Daemon,
     repository: &OpenRepository,
     branch: &Branch,
@@ -291,7 +294,8 @@ pub fn undo(daemon: &Daemon, params: &UndoCall) -> Result<SnapshotRestored> {
     restore(daemon, &SnapshotRestoreCall { snapshot: id(newest.number), branch: None })
 }
 
-fn forget_in_kernel(up: &Up, stale: Stale<'_>) {
+/// Has the kernel forget something of a mount; what it keeps is logged.
+pub fn forget_in_kernel(up: &Up, stale: Stale<'_>) {
     if let Err(error) = up.mounted.invalidate(stale) {
         warn!("{error}");
     }

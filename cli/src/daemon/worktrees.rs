@@ -106,6 +106,11 @@ pub struct Held<'a> {
 }
 
 impl Held<'_> {
+    /// Whether it is this mount.
+    pub fn is(&self, up: &Arc<Up>) -> bool {
+        matches!(&self.slot, Slot::Up(held) if Arc::ptr_eq(held, up))
+    }
+
     /// It is one of branch `name` from now on.
     pub fn rename(mut self, name: &str) {
         let renamed =

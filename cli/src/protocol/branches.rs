@@ -147,6 +147,57 @@ pub struct SnapshotRestored {
     pub notes: Vec<String>,
 }
 
+/// Moves a worktree to another commit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SwitchCall {
+    /// Where it is mounted.
+    pub dir: WirePath,
+    /// A revision, `-` for the branch before, or a branch.
+    pub what: String,
+    /// What that is.
+    #[serde(default)]
+    pub means: SwitchMeans,
+    /// Whether what differs from the commit is thrown away; untracked files stay unless they are in the way.
+    #[serde(default)]
+    pub discard: bool,
+}
+
+/// What a word names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SwitchMeans {
+    /// A branch of agentfs with files of its own, if there is one, else a revision.
+    #[default]
+    Any,
+    /// A revision.
+    Revision,
+    /// A branch of agentfs.
+    Branch,
+}
+
+/// A worktree that is elsewhere now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Switched {
+    /// Where it is mounted.
+    pub dir: WirePath,
+    /// The repository's name in the store.
+    pub repository: String,
+    /// Its branch, which is the same as before.
+    pub branch: String,
+    /// The commit of its HEAD before; none where there was none yet.
+    pub from: Option<String>,
+    /// The commit of its HEAD.
+    pub commit: String,
+    /// The branch of git that HEAD is on; none for one that is detached.
+    pub head: Option<String>,
+    /// How many files were changed.
+    pub paths: u64,
+    /// The snapshot that keeps what was there before.
+    pub before: String,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
 /// Shows a branch as it is now, or a snapshot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ViewCall {

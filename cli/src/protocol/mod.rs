@@ -16,8 +16,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub use branches::{
     BranchCreateCall, BranchDeleteCall, BranchDeleted, BranchRenameCall, BranchRenamed,
     SnapshotCall, SnapshotCreateCall, SnapshotInfo, SnapshotListCall, SnapshotRestoreCall,
-    SnapshotRestored, SnapshotShown, Snapshots, UndeleteCall, UndoCall, ViewBegun, ViewCall,
-    WorktreeRemoveCall, WorktreeRemoved,
+    SnapshotRestored, SnapshotShown, Snapshots, SwitchCall, SwitchMeans, Switched, UndeleteCall,
+    UndoCall, ViewBegun, ViewCall, WorktreeRemoveCall, WorktreeRemoved,
 };
 pub use redirects::{
     RedirectAddCall, RedirectInfo, RedirectListCall, RedirectRemoveCall, RedirectStatus, Redirects,
@@ -55,6 +55,8 @@ pub mod method {
     pub const SNAPSHOT_RESTORE: &str = "snapshot.restore";
     /// [`super::UndoCall`] -> [`super::SnapshotRestored`].
     pub const UNDO: &str = "undo";
+    /// [`super::SwitchCall`] -> [`super::Switched`].
+    pub const SWITCH: &str = "switch";
     /// [`super::SnapshotListCall`] -> [`super::Snapshots`].
     pub const SNAPSHOT_LIST: &str = "snapshot.list";
     /// [`super::SnapshotCall`] -> [`super::SnapshotShown`].

@@ -78,6 +78,10 @@ pub enum Put<'a> {
     /// What follows goes into this layer, which lies on another one, or on the bare base: everything is as
     /// it is there. That one is drained. A record says nothing else beside it.
     Stand(LayerNumber, Option<LayerNumber>),
+    /// The record is this part, from 1, of a change that so many records make together: it is made when the
+    /// last one is there, and not at all if anything else comes before that. The first put of its record. The
+    /// last part may end in a [`Put::Seal`], which is made with it; none has [`Put::Data`].
+    Part(u64, u64),
 }
 
 const INODE: u8 = 1;
@@ -92,6 +96,7 @@ const SHARE: u8 = 9;
 const FORGET: u8 = 10;
 const SEAL: u8 = 11;
 const STAND: u8 = 12;
+const PART: u8 = 13;
 
 const SOURCE_CHUNK: u8 = 1;
 const SOURCE_BASE: u8 = 2;
@@ -152,6 +157,10 @@ impl<'a> Put<'a> {
                 start(STAND, &Ino(layer.0));
                 out.extend_from_slice(&on.map_or(0, |on| on.0).to_le_bytes());
             }
+            Self::Part(part, parts) => {
+                start(PART, &Ino(*part));
+                out.extend_from_slice(&parts.to_le_bytes());
+            }
         }
     }
 
@@ -195,6 +204,7 @@ impl<'a> Put<'a> {
                 let on = fields.u64()?;
                 Self::Stand(LayerNumber(ino.0), (on != 0).then_some(LayerNumber(on)))
             }
+            PART => Self::Part(ino.0, fields.u64()?),
             _ => return None,
         })
     }

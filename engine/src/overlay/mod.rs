@@ -135,6 +135,25 @@ impl Difference {
     }
 }
 
+/// The puts of a record.
+fn decode(head: &[u8]) -> Result<Vec<Put<'_>>> {
+    let mut fields = Fields(head);
+    let mut puts = Vec::new();
+    while !fields.0.is_empty() {
+        puts.push(Put::decode(&mut fields).ok_or_else(|| bad("it is no change"))?);
+    }
+    Ok(puts)
+}
+
+fn bad(why: &str) -> Error {
+    Error::corrupt("a record of the outbox", why)
+}
+
+/// Whether nothing that changes an inode may stand beside it.
+fn is_alone(put: &Put<'_>) -> bool {
+    matches!(put, Put::Seal(_) | Put::Stand(..) | Put::Part(..))
+}
+
 fn entries(node: &Arc<Node>) -> Option<&Directory> {
     match &node.body {
         Body::Directory(directory) => Some(directory),
@@ -149,6 +168,8 @@ pub struct Overlay {
     /// The highest number that a new inode has had.
     last_new: u64,
     dirty: Dirty,
+    /// The heads of the first records of a change that several make together, while it is replayed.
+    parts: Vec<Box<[u8]>>,
 }
 
 impl Overlay {
@@ -172,7 +193,7 @@ impl Overlay {
 
     /// A copy, of which everything counts as drained.
     pub(crate) fn copy(&self) -> Self {
-        Self { nodes: self.nodes.clone(), last_new: self.last_new, dirty: Dirty::default() }
+        Self { nodes: self.nodes.clone(), last_new: self.last_new, ..Self::default() }
     }
 
     /// The number that the next new inode is to have. Numbers are never used again.
@@ -244,36 +265,36 @@ impl Overlay {
             }
             Put::Forget(ino) => self.forget(*ino),
             // Whoever keeps the layers takes what has changed until here.
-            Put::Seal(_) | Put::Stand(..) => {}
+            Put::Seal(_) | Put::Stand(..) | Put::Part(..) => {}
         }
     }
 
-    /// Applies the change that the head of a record holds; its body is `body_len` bytes at `body`.
-    /// Returns what it says of layers, which is the caller's to do.
+    /// Applies the change that the head of a record holds; its body is `body_len` bytes at `body`. A change
+    /// of several records is applied with the last of them. Returns what it says of layers, which is the
+    /// caller's to do.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for bytes that are no change: nothing is applied then.
     pub fn replay(&mut self, head: &[u8], body: Place, body_len: u64) -> Result<Next> {
-        let bad = |why| Error::corrupt("a record of the outbox", why);
-        let mut fields = Fields(head);
-        let mut puts = Vec::new();
-        let mut data = 0_u64;
-        while !fields.0.is_empty() {
-            let put = Put::decode(&mut fields).ok_or_else(|| bad("it is no change"))?;
-            if let Put::Data { len, .. } = put {
-                data = data.saturating_add(len);
-            }
-            puts.push(put);
-        }
+        let puts = decode(head)?;
+        let data = puts.iter().fold(0_u64, |sum, put| match put {
+            Put::Data { len, .. } => sum.saturating_add(*len),
+            _ => sum,
+        });
         if data != body_len {
             return Err(bad("its body does not have the stated length"));
         }
+        if let [Put::Part(part, parts), puts @ ..] = &puts[..] {
+            return self.replay_part(*part, *parts, puts, head);
+        }
+        // Whoever began one was killed, or found no room.
+        self.parts.clear();
         match puts[..] {
             [Put::Seal(layer)] => return Ok(Next::Sealed(layer)),
             [Put::Stand(layer, on)] => return Ok(Next::Stands(layer, on)),
             _ => {}
         }
-        if puts.iter().any(|put| matches!(put, Put::Seal(_) | Put::Stand(..))) {
+        if puts.iter().any(is_alone) {
             return Err(bad("it begins a layer and changes something"));
         }
         let mut body = Some(body);
@@ -281,6 +302,49 @@ impl Overlay {
             self.apply(put, &mut body);
         }
         Ok(Next::Changed)
+    }
+
+    /// Applies the puts that `head` consists of, none of which has bytes in a body.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for bytes that are no change: nothing is applied then.
+    pub(crate) fn apply_all(&mut self, head: &[u8]) -> Result<()> {
+        decode(head)?.iter().for_each(|put| self.apply(put, &mut None));
+        Ok(())
+    }
+
+    /// Keeps a part of a change; with the last one, all are applied.
+    fn replay_part(
+        &mut self,
+        part: u64,
+        parts: u64,
+        puts: &[Put<'_>],
+        head: &[u8],
+    ) -> Result<Next> {
+        if part == 1 {
+            self.parts.clear();
+        }
+        let is_last = part == parts;
+        let (puts, sealed) = match puts {
+            [puts @ .., Put::Seal(layer)] if is_last => (puts, Some(*layer)),
+            puts => (puts, None),
+        };
+        let has_data = puts.iter().any(|put| matches!(put, Put::Data { .. }));
+        if part == 0 || part > parts || has_data || puts.iter().any(is_alone) {
+            return Err(bad("it is no part of a change"));
+        }
+        if self.parts.len() as u64 != part - 1 {
+            return Err(bad("the part of the change before it is missing"));
+        }
+        if !is_last {
+            self.parts.push(head.into());
+            return Ok(Next::Changed);
+        }
+        for head in std::mem::take(&mut self.parts) {
+            self.apply_all(&head)?;
+        }
+        puts.iter().for_each(|put| self.apply(put, &mut None));
+        Ok(sealed.map_or(Next::Changed, Next::Sealed))
     }
 
     /// Takes what has changed since the last call.

@@ -2,11 +2,13 @@
 //! make a decoder panic.
 
 use std::ops::Range;
+use std::path::Path;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::id::ChunkId;
+use crate::id::{ChunkId, Sequence};
+use crate::outbox::Outbox;
 use crate::worktree::Timestamp;
 
 /// What lies at a byte: which put, and the how many-th of its bytes.
@@ -172,6 +174,8 @@ fn every_put_reads_back() {
         Put::Seal(LayerNumber(12)),
         Put::Stand(LayerNumber(13), None),
         Put::Stand(LayerNumber(14), Some(LayerNumber(12))),
+        Put::Part(1, 2),
+        Put::Part(u64::MAX, u64::MAX),
     ];
     let mut bytes = Vec::new();
     puts.iter().for_each(|put| put.encode(&mut bytes));
@@ -209,5 +213,48 @@ fn every_row_reads_back() {
     }
     for known in [None, Some(Known::Hidden), Some(Known::Added(Ino(5), 6))] {
         assert_eq!(EntryRow::decode(&EntryRow::encode(known)), Some(known));
+    }
+}
+
+/// Parts of one change are applied with the last one, and not at all if something else comes between.
+#[test]
+fn parts_are_one_change() {
+    let head = |puts: &[Put<'_>]| {
+        let mut head = Vec::new();
+        puts.iter().for_each(|put| put.encode(&mut head));
+        head
+    };
+    let new = |number: u64| Put::Inode(Ino(Ino::FIRST_NEW.0 + number), inode(NodeKind::File));
+    let storage = std::sync::Arc::new(crate::testing::FaultyStorage::new());
+    let outbox =
+        Outbox::open(storage, Path::new("/outbox"), Sequence::NONE, &mut |_| Ok(())).unwrap();
+    let place = || outbox.append(b"a record", &[]).unwrap().body;
+    let first = head(&[Put::Part(1, 2), new(0)]);
+    let last = head(&[Put::Part(2, 2), new(1), Put::Seal(LayerNumber(9))]);
+    let other = head(&[new(2)]);
+    let mut overlay = Overlay::default();
+    assert_eq!(overlay.replay(&first, place(), 0).unwrap(), Next::Changed);
+    assert_eq!(overlay.nodes().len(), 0);
+    assert_eq!(overlay.replay(&last, place(), 0).unwrap(), Next::Sealed(LayerNumber(9)));
+    assert_eq!(overlay.nodes().len(), 2);
+
+    let mut overlay = Overlay::default();
+    overlay.replay(&first, place(), 0).unwrap();
+    overlay.replay(&other, place(), 0).unwrap();
+    assert!(overlay.replay(&last, place(), 0).is_err(), "the first part is not its own");
+    overlay.replay(&first, place(), 0).unwrap();
+    overlay.replay(&first, place(), 0).unwrap();
+    overlay.replay(&last, place(), 0).unwrap();
+    assert_eq!(overlay.nodes().len(), 3);
+    for puts in [
+        &[Put::Part(0, 1)][..],
+        &[Put::Part(3, 2)],
+        &[Put::Part(1, 1), Put::Part(1, 1)],
+        &[Put::Part(1, 2), Put::Seal(LayerNumber(9))],
+        &[Put::Part(1, 1), Put::Seal(LayerNumber(9)), new(0)],
+        &[Put::Part(1, 1), Put::Stand(LayerNumber(9), None)],
+        &[new(0), Put::Part(1, 1)],
+    ] {
+        assert!(Overlay::default().replay(&head(puts), place(), 0).is_err(), "{puts:?}");
     }
 }

@@ -88,7 +88,7 @@ impl Store {
     }
 
     /// A number for a new layer.
-    pub(crate) fn new_layer_number(&self) -> LayerNumber {
+    pub fn new_layer_number(&self) -> LayerNumber {
         LayerNumber(self.new_number())
     }
 

@@ -305,6 +305,15 @@ impl Store {
         Ok(self.core.size_of(id)?.is_some() && self.core.collector.found_content(id))
     }
 
+    /// The chunks of content `id` in order, each with its number of bytes, if it is stored.
+    ///
+    /// # Errors
+    /// What reading the database meets.
+    pub fn chunks_of(&self, id: ContentId) -> Result<Option<Vec<(ChunkId, u32)>>> {
+        let chunks = self.core.chunks_of(id)?;
+        Ok(chunks.filter(|_| self.core.collector.found_content(id)))
+    }
+
     /// Keeps what is found in the store, or put into it, from now on from being taken for garbage.
     /// To be held by who refers to it later than in the same batch.
     pub fn hold(&self) -> Hold {
@@ -530,16 +539,32 @@ impl Core {
         if id == read::empty_content() {
             return Ok(Some(0));
         }
-        let object = Object::Chunk(id.into());
-        let single = self.read(|snapshot| {
-            snapshot.get(Table::Chunks, id.as_bytes(), |value| {
-                Ok(u64::from(Place::decode(&object, value)?.raw_len))
-            })
-        })?;
-        match single {
+        match self.single_size(id)? {
             Some(size) => Ok(Some(size)),
             None => Ok(self.manifest(id)?.map(|manifest| manifest.size)),
         }
+    }
+
+    /// The chunks of content `id`, if it is stored.
+    fn chunks_of(&self, id: ContentId) -> Result<Option<Vec<(ChunkId, u32)>>> {
+        if id == read::empty_content() {
+            return Ok(Some(Vec::new()));
+        }
+        match self.single_size(id)? {
+            // A chunk is no longer than that.
+            Some(size) => Ok(Some(vec![(id.into(), size as u32)])),
+            None => Ok(self.manifest(id)?.map(|manifest| manifest.chunks)),
+        }
+    }
+
+    /// The size of content `id`, if it is stored as one chunk.
+    fn single_size(&self, id: ContentId) -> Result<Option<u64>> {
+        let object = Object::Chunk(id.into());
+        self.read(|snapshot| {
+            snapshot.get(Table::Chunks, id.as_bytes(), |value| {
+                Ok(u64::from(Place::decode(&object, value)?.raw_len))
+            })
+        })
     }
 }
 

@@ -16,6 +16,9 @@ mod contents;
 mod crash_tests;
 mod data;
 mod drain;
+mod edits;
+#[cfg(test)]
+mod edits_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
@@ -45,6 +48,7 @@ use std::sync::Arc;
 
 pub use contents::Contents;
 pub use drain::Drained;
+pub use edits::{Become, Edit, Edited};
 pub use layers::Point;
 pub use live::{BranchState, DrainState};
 pub use request::{Allocate, Caller, NewNode, RenameMode, Seek, SetAttributes, SetTime, XattrMode};

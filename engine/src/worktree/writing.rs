@@ -84,7 +84,7 @@ impl<'w> Writing<'w> {
         match known.flatten() {
             Some(inode) => Ok((inode, How::Put)),
             None if ino.is_new() => Err(Error::NoInode(ino)),
-            None => Ok((self.clean_inode(ino)?, How::CopyUp)),
+            None => Ok((self.clean.inode(ino)?, How::CopyUp)),
         }
     }
 
@@ -243,10 +243,21 @@ impl<'w> Writing<'w> {
         Ok(())
     }
 
-    fn clean_inode(&self, ino: Ino) -> Result<Inode> {
-        let attributes = self.clean.attributes(ino)?;
+    /// The moment that `time` means.
+    pub(super) fn moment(&self, time: SetTime) -> Timestamp {
+        match time {
+            SetTime::Now => self.now,
+            SetTime::At(time) => time,
+        }
+    }
+}
+
+impl Clean {
+    /// An inode of the base, as a branch has it that changes it for the first time.
+    pub(super) fn inode(&self, ino: Ino) -> Result<Inode> {
+        let attributes = self.attributes(ino)?;
         let parent = match attributes.kind {
-            NodeKind::Directory => self.clean.base.parent(ino)?,
+            NodeKind::Directory => self.base.parent(ino)?,
             _ => Ino(0),
         };
         Ok(Inode {
@@ -262,14 +273,6 @@ impl<'w> Writing<'w> {
             changed: attributes.changed,
             parent,
         })
-    }
-
-    /// The moment that `time` means.
-    pub(super) fn moment(&self, time: SetTime) -> Timestamp {
-        match time {
-            SetTime::Now => self.now,
-            SetTime::At(time) => time,
-        }
     }
 }
 
@@ -298,7 +301,7 @@ pub(super) fn check_name(dir: Ino, name: &[u8]) -> Result<()> {
     Err(Error::Denied(dir, denial))
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => Timestamp {
             seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),

@@ -103,6 +103,14 @@ impl Ops {
         }
     }
 
+    /// `ino` has lost its names without the kernel's doing: it goes now unless the kernel refers to it, else
+    /// when that is over.
+    pub(crate) fn unnamed(&self, ino: Ino) {
+        if let Some(lookups) = &self.lookups {
+            lookups.unless_referenced(ino, || self.release(ino));
+        }
+    }
+
     /// The session has ended: the kernel refers to nothing any more.
     pub(crate) fn forget_all(&self) {
         if let Some(lookups) = &self.lookups {

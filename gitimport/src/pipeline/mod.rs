@@ -78,7 +78,61 @@ fn ingest_of<const N: usize>(
 where
     GitOid: From<[u8; N]>,
 {
-    let mut wanted = blobs_below::<N>(store, root, cancel)?;
+    let wanted = blobs_below::<N>(store, root, cancel)?;
+    // It lets go of them: mapping trees takes memory of its own.
+    let report = store_blobs(store, repository, root, wanted, (progress, cancel))?;
+    trees.map(store)?;
+    Ok(report)
+}
+
+/// Stores those of `blobs`, which lie below directory object `root`, that the git map does not know yet, each
+/// with the size that its directory object states; they are durable when this returns.
+///
+/// # Errors
+/// As [`ingest`].
+pub fn ingest_some(
+    store: &Store,
+    repository: &Repository,
+    root: TreeId,
+    blobs: &[(GitOid, u64)],
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<IngestReport> {
+    let watched = (progress, cancel);
+    match repository.hash() {
+        HashKind::Sha1 => ingest_some_of::<20>(store, repository, root, blobs, watched),
+        HashKind::Sha256 => ingest_some_of::<32>(store, repository, root, blobs, watched),
+    }
+}
+
+/// [`ingest_some`] of a repository whose object ids have `N` bytes.
+fn ingest_some_of<const N: usize>(
+    store: &Store,
+    repository: &Repository,
+    root: TreeId,
+    blobs: &[(GitOid, u64)],
+    watched: (&dyn Progress, &Cancel),
+) -> Result<IngestReport>
+where
+    GitOid: From<[u8; N]>,
+{
+    let wanted = blobs.iter().map(|(oid, size)| Wanted::new(oid, *size));
+    let mut wanted: Vec<Wanted<N>> = wanted.collect::<Result<_>>()?;
+    wanted.sort_unstable();
+    wanted.dedup();
+    store_blobs(store, repository, root, wanted, watched)
+}
+
+fn store_blobs<const N: usize>(
+    store: &Store,
+    repository: &Repository,
+    root: TreeId,
+    mut wanted: Vec<Wanted<N>>,
+    (progress, cancel): (&dyn Progress, &Cancel),
+) -> Result<IngestReport>
+where
+    GitOid: From<[u8; N]>,
+{
     let all = wanted.len();
     let mut fault = None;
     wanted.retain(|blob| {
@@ -111,15 +165,11 @@ where
     let result = ingest.run(root);
     progress.end(Phase::Ingest);
     result?;
-    let report = IngestReport {
+    Ok(IngestReport {
         blobs: ingest.blobs.into_inner(),
         bytes: ingest.bytes.into_inner(),
         known: (all - wanted.len()) as u64,
-    };
-    // Mapping trees takes memory of its own.
-    drop(wanted);
-    trees.map(store)?;
-    Ok(report)
+    })
 }
 
 /// A blob that a tree names, in a repository whose object ids have `N` bytes. Without alignment and without

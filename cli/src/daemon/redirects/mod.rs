@@ -43,6 +43,15 @@ fn records(layout: &Layout, number: BranchNumber) -> Records {
     Records::new(layout.redirects().join(number.to_string()))
 }
 
+/// The redirected paths of a branch, relative to its root.
+///
+/// # Errors
+/// If they cannot be listed.
+pub fn paths(layout: &Layout, number: BranchNumber) -> Result<Vec<PathBuf>> {
+    let listed = records(layout, number).list()?;
+    Ok(listed.redirects.into_iter().map(|one| one.path).collect())
+}
+
 /// Whether a branch has redirected paths.
 pub fn any(layout: &Layout, number: BranchNumber) -> bool {
     records(layout, number).any()
