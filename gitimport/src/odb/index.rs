@@ -3,6 +3,7 @@
 //!
 //! Nothing in it is trusted: an offset that is wrong leads to bytes that do not hash to the object.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -31,6 +32,36 @@ pub(super) struct PackIndex {
     ids: u64,
     stride: u64,
     version: Version,
+}
+
+/// Where an id is, beside records that are in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// The record of this number has it.
+    At(u32),
+    /// It would be between two of them.
+    Missing,
+    Before,
+    After,
+}
+
+/// Looks for `id` in records that begin with an id each, `stride` bytes apart.
+fn search(records: &[u8], stride: usize, id: &[u8]) -> Found {
+    let count = records.len().div_ceil(stride);
+    let (mut start, mut end) = (0, count);
+    while start < end {
+        let middle = start + (end - start) / 2;
+        match records[middle * stride..][..id.len()].cmp(id) {
+            Ordering::Equal => return Found::At(middle as u32),
+            Ordering::Less => start = middle + 1,
+            Ordering::Greater => end = middle,
+        }
+    }
+    match start {
+        0 => Found::Before,
+        _ if start == count => Found::After,
+        _ => Found::Missing,
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,25 +127,53 @@ impl PackIndex {
         let mut probe = [0; 32];
         let probe = &mut probe[..id.len()];
         let leaf_bytes = if self.held.is_some() { 0 } else { LEAF_BYTES };
+        let mut leaf = [0; LEAF_BYTES as usize];
+        if leaf_bytes > 0 {
+            let guess = self.guess(&range, id);
+            let records = self.read_leaf(&guess, &mut leaf)?;
+            match search(records, self.stride as usize, id) {
+                Found::At(at) => return self.offset(guess.start + at).map(Some),
+                Found::Missing => return Ok(None),
+                Found::Before => range.end = guess.start,
+                Found::After => range.start = guess.end,
+            }
+        }
         while u64::from(range.end - range.start) * self.stride > leaf_bytes {
             let middle = range.start + (range.end - range.start) / 2;
             self.read(self.id_at(middle), probe)?;
             match (*probe).cmp(id) {
-                std::cmp::Ordering::Equal => return self.offset(middle).map(Some),
-                std::cmp::Ordering::Less => range.start = middle + 1,
-                std::cmp::Ordering::Greater => range.end = middle,
+                Ordering::Equal => return self.offset(middle).map(Some),
+                Ordering::Less => range.start = middle + 1,
+                Ordering::Greater => range.end = middle,
             }
         }
-        if range.is_empty() {
-            return Ok(None);
+        let records = self.read_leaf(&range, &mut leaf)?;
+        match search(records, self.stride as usize, id) {
+            Found::At(at) => self.offset(range.start + at).map(Some),
+            _ => Ok(None),
         }
-        let mut leaf = [0; LEAF_BYTES as usize];
+    }
+
+    /// Where in `range`, objects whose ids begin with the same byte, `id` most likely is: ids are hashes, so they are
+    /// spread evenly. It is there in some 98 of 100 cases.
+    fn guess(&self, range: &Range<u32>, id: &[u8]) -> Range<u32> {
+        let fraction = u32::from_be_bytes([id[1], id[2], id[3], id[4]]);
+        let count = range.end - range.start;
+        let middle = range.start + ((u64::from(fraction) * u64::from(count)) >> 32) as u32;
+        // The standard deviation of a place is at most half the root of the count.
+        let most = (LEAF_BYTES / self.stride / 2) as u32;
+        let reach = (count.isqrt() + count.isqrt() / 4 + 1).min(most);
+        middle.saturating_sub(reach).max(range.start)..middle.saturating_add(reach).min(range.end)
+    }
+
+    /// Reads the records of objects, no more than fit.
+    fn read_leaf<'a>(&self, range: &Range<u32>, leaf: &'a mut [u8]) -> Result<&'a [u8]> {
         let len = (range.end - range.start) as usize * self.stride as usize;
         // The last record of version 1 needs no bytes after its id.
-        let leaf = &mut leaf[..len - (self.stride as usize - id.len())];
+        let beside = self.stride as usize - self.hash.len();
+        let leaf = &mut leaf[..len.saturating_sub(beside)];
         self.read(self.id_at(range.start), leaf)?;
-        let found = leaf.chunks(self.stride as usize).position(|record| &record[..id.len()] == id);
-        found.map(|at| self.offset(range.start + at as u32)).transpose()
+        Ok(leaf)
     }
 
     /// Adds objects whose ids begin with `prefix` to `found`, until it has `limit`.
@@ -210,5 +269,82 @@ impl PackIndex {
             Ok(digest) if digest.as_slice() == expected => Ok(()),
             _ => Err(self.file.corrupt("its checksum is wrong; `git index-pack` makes it anew")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An index of version 2 of these ids, which are in order; the object of each lies at its number.
+    fn index(ids: &[[u8; 20]]) -> PackIndex {
+        let mut bytes = MAGIC.to_vec();
+        for first in 0..=255 {
+            let count = ids.partition_point(|id| id[0] <= first) as u32;
+            bytes.extend_from_slice(&count.to_be_bytes());
+        }
+        ids.iter().for_each(|id| bytes.extend_from_slice(id));
+        bytes.resize(bytes.len() + 4 * ids.len(), 0);
+        (0..ids.len() as u32).for_each(|number| bytes.extend_from_slice(&number.to_be_bytes()));
+        bytes.resize(bytes.len() + 40, 0);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        PackIndex::open(file.path().to_owned(), HashKind::Sha1).unwrap()
+    }
+
+    /// Ids that are spread as hashes are, or crowd where a guess does not expect them.
+    fn ids(count: u32, crowd: bool) -> Vec<[u8; 20]> {
+        let id = |number: u32| {
+            let mut id = [0; 20];
+            blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut id);
+            if crowd {
+                let start =
+                    if number.is_multiple_of(3) { [9, 255, 255, 255] } else { [9, 0, 0, 7] };
+                id[..4].copy_from_slice(&start);
+            }
+            id
+        };
+        let mut ids: Vec<_> = (0..count).map(id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    #[test]
+    fn whatever_is_held_the_same_is_found() {
+        for (count, crowd) in [(0, false), (1, false), (50_000, false), (9_000, true)] {
+            let ids = ids(count, crowd);
+            for is_held in [true, false] {
+                let mut index = index(&ids);
+                if !is_held {
+                    index.held = None;
+                }
+                let find = |id: &[u8; 20]| {
+                    index.find(&GitOid::from_slice(HashKind::Sha1, id).unwrap()).unwrap()
+                };
+                for (number, id) in ids.iter().enumerate() {
+                    assert_eq!(find(id), Some(number as u64), "{count} {crowd} {is_held}");
+                    let mut other = *id;
+                    other[19] ^= 1;
+                    assert_eq!(find(&other), None, "{count} {crowd} {is_held}");
+                }
+                assert_eq!(find(&[0; 20]), None);
+                assert_eq!(find(&[255; 20]), None);
+            }
+        }
+    }
+
+    /// As many reads as it takes, and no more: a lookup is made for every object of a repository.
+    #[test]
+    fn a_guess_is_nearly_always_right() {
+        let ids = ids(400_000, false);
+        let index = index(&ids);
+        let is_right = |id: &[u8; 20]| {
+            let guess = index.guess(&index.bucket(id[0]), id);
+            let at = ids.partition_point(|other| other < id) as u32;
+            assert!(u64::from(guess.end - guess.start) * index.stride <= LEAF_BYTES);
+            guess.contains(&at)
+        };
+        let right = ids.iter().filter(|id| is_right(id)).count();
+        assert!(right * 100 > ids.len() * 97, "{right} of {}", ids.len());
     }
 }
