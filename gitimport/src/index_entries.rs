@@ -50,21 +50,11 @@ pub(crate) fn each(
     walk(bytes, hash, visit, |_| {})
 }
 
-/// Whether an index has an extension of this signature.
+/// As [`each`]; also calls `extension` with the signature of each extension.
 ///
 /// # Errors
 /// As [`each`].
-pub(crate) fn has_extension(
-    bytes: &[u8],
-    hash: HashKind,
-    signature: &[u8; 4],
-) -> Result<bool, String> {
-    let mut found = false;
-    walk(bytes, hash, |_| {}, |one| found |= one == signature)?;
-    Ok(found)
-}
-
-fn walk(
+pub(crate) fn walk(
     bytes: &[u8],
     hash: HashKind,
     mut visit: impl FnMut(IndexEntry),

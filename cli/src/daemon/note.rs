@@ -46,20 +46,7 @@ pub enum Making {
         snapshot: u64,
     },
     /// A worktree that is moved to another commit.
-    Switch {
-        /// Its branch.
-        branch: u64,
-        /// Its git directory.
-        git_dir: WirePath,
-        /// The layer that takes the changes of the branch once its files are moved.
-        layer: u64,
-        /// What `HEAD` says before; nothing as long as that is not decided.
-        from: String,
-        /// What it is to say.
-        head: String,
-        /// What its log is to say.
-        message: String,
-    },
+    Switch(Switching),
     /// A branch that gets another name.
     Rename {
         /// The branch.
@@ -78,6 +65,23 @@ pub enum Making {
         /// Its git directory, as soon as there is one.
         git_dir: Option<WirePath>,
     },
+}
+
+/// A worktree that is moved to another commit.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switching {
+    /// Its branch.
+    pub branch: u64,
+    /// Its git directory.
+    pub git_dir: WirePath,
+    /// The layer that takes the changes of the branch once its files are moved.
+    pub layer: u64,
+    /// What `HEAD` says before; nothing as long as that is not decided.
+    pub from: String,
+    /// What it is to say.
+    pub head: String,
+    /// What its log is to say.
+    pub message: String,
 }
 
 /// A note that exists. Dropping it removes it.
@@ -158,30 +162,10 @@ pub fn renames(layout: &Layout) -> Vec<(Note, u64, String, String)> {
     left(layout).into_iter().filter_map(rename).collect()
 }
 
-/// What a former daemon's note says about a worktree that was being moved; as [`Making::Switch`].
-#[derive(Debug)]
-pub struct LeftSwitch {
-    /// The branch.
-    pub branch: u64,
-    /// Its git directory.
-    pub git_dir: PathBuf,
-    /// The layer that says that the files are moved.
-    pub layer: u64,
-    /// What `HEAD` says before.
-    pub from: String,
-    /// What it is to say.
-    pub head: String,
-    /// What its log is to say.
-    pub message: String,
-}
-
 /// The notes of a former daemon about worktrees that were being moved.
-pub fn switches(layout: &Layout) -> Vec<(Note, LeftSwitch)> {
+pub fn switches(layout: &Layout) -> Vec<(Note, Switching)> {
     let switch = |(note, making)| match making {
-        Making::Switch { branch, git_dir, layer, from, head, message } => {
-            let git_dir = git_dir.0;
-            Some((note, LeftSwitch { branch, git_dir, layer, from, head, message }))
-        }
+        Making::Switch(switching) => Some((note, switching)),
         other => leave((note, other)),
     };
     left(layout).into_iter().filter_map(switch).collect()
@@ -225,7 +209,7 @@ pub fn sweep(layout: &Layout, store: &Store) -> Result<()> {
                 sweep_branch(store, &repository, &name, commit.as_deref(), git_dir)?;
             }
             // Done by the one who can open branches.
-            Some(Making::Restore { .. } | Making::Rename { .. } | Making::Switch { .. }) => {
+            Some(Making::Restore { .. } | Making::Rename { .. } | Making::Switch(_)) => {
                 std::mem::forget(note);
             }
             // Written by a daemon that was killed at it: nothing had been made yet.

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use agentfs_engine::GitOid;
 use agentfs_engine::base::Base;
 use agentfs_engine::store::{Branch, SnapshotReason, SnapshotRecord, WorktreeRecord};
-use agentfs_engine::worktree::{Point, Timestamp};
+use agentfs_engine::worktree::{Difference, Point, Timestamp};
 use agentfs_fuse::Stale;
 use agentfs_gitimport::repository::Repository;
 use agentfs_gitimport::saved;
@@ -244,10 +244,7 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
     let note = Note::write(&daemon.layout, &making)?;
     let difference = opened.worktree.restore(&point)?;
     if let Some(up) = &opened.up {
-        for (dir, name) in &difference.names {
-            forget_in_kernel(up, Stale::Entry { parent: *dir, name });
-        }
-        difference.inodes.iter().for_each(|ino| forget_in_kernel(up, Stale::Content(*ino)));
+        forget_in_kernel(up, &difference);
     }
     restore_git(daemon, &repository, &branch, &snapshot, state, &opened.git_dir)?;
     // Until then only the outbox says on what it stands, which is kept no longer than its snapshot.
@@ -294,10 +291,15 @@ pub fn undo(daemon: &Daemon, params: &UndoCall) -> Result<SnapshotRestored> {
     restore(daemon, &SnapshotRestoreCall { snapshot: id(newest.number), branch: None })
 }
 
-/// Has the kernel forget something of a mount; what it keeps is logged.
-pub fn forget_in_kernel(up: &Up, stale: Stale<'_>) {
-    if let Err(error) = up.mounted.invalidate(stale) {
-        warn!("{error}");
+/// Has the kernel forget what differs from what a mount has shown; what it keeps is logged.
+pub fn forget_in_kernel(up: &Up, difference: &Difference) {
+    let names =
+        difference.names.iter().map(|(parent, name)| Stale::Entry { parent: *parent, name });
+    let inodes = difference.inodes.iter().map(|ino| Stale::Content(*ino));
+    for stale in names.chain(inodes) {
+        if let Err(error) = up.mounted.invalidate(stale) {
+            warn!("{error}");
+        }
     }
 }
 

@@ -14,23 +14,22 @@ use std::time::Duration;
 
 use agentfs_engine::base::Base;
 use agentfs_engine::store::{Branch, Hold, SnapshotReason, SnapshotRecord, WorktreeRecord};
-use agentfs_engine::tree::EntryKind;
+use agentfs_engine::tree::{Entry, EntryKind};
 use agentfs_engine::worktree::{Attributes, Become, Edit, Edited, Worktree};
 use agentfs_engine::{Ino, LayerNumber, TreeId};
-use agentfs_fuse::Stale;
 use agentfs_gitimport::pipeline;
 use agentfs_gitimport::repository::Repository;
 use agentfs_gitimport::switch::{self, At, Goal, Locked, Plan, Refusal, Step};
 use tracing::{info, warn};
 
 use crate::daemon::branches::Opened;
-use crate::daemon::note::{self, Making, Note};
+use crate::daemon::note::{self, Making, Note, Switching};
 use crate::daemon::repositories::OpenRepository;
 use crate::daemon::rpc::Call;
 use crate::daemon::snapshots::{self, forget_in_kernel};
 use crate::daemon::state::Daemon;
 use crate::daemon::target::{self, Target};
-use crate::daemon::worktrees::{Slot, Up};
+use crate::daemon::worktrees::{Slot, Up, busy, unknown};
 use crate::daemon::{opening, redirects};
 use crate::error::{Failure, Kind, Result};
 use crate::protocol::{SnapshotRestoreCall, SwitchCall, SwitchMeans, Switched};
@@ -133,14 +132,8 @@ fn mounted(daemon: &Daemon, dir: &Path) -> Result<Arc<Up>> {
             "is not mounted",
             format!("`agentfs umount {shown}` forgets it, `agentfs mount` brings it back"),
         ),
-        Some(Slot::Busy(..)) => {
-            Err(Failure::new(Kind::Busy, format!("{shown} is being mounted or unmounted"))
-                .hint("run the command again in a moment"))
-        }
-        None => {
-            Err(Failure::new(Kind::NotFound, format!("{shown} is not a worktree of this store"))
-                .hint("`agentfs ps` lists the worktrees"))
-        }
+        Some(Slot::Busy(..)) => Err(busy(dir)),
+        None => Err(unknown(dir)),
     }
 }
 
@@ -271,10 +264,7 @@ impl Move<'_> {
                 return Err(not_empty(dir, &path));
             }
         };
-        for (parent, name) in &difference.names {
-            forget_in_kernel(&self.up, Stale::Entry { parent: *parent, name });
-        }
-        difference.inodes.iter().for_each(|ino| forget_in_kernel(&self.up, Stale::Content(*ino)));
+        forget_in_kernel(&self.up, &difference);
         unnamed.into_iter().for_each(|ino| self.up.mounted.unnamed(ino));
         let before = snapshots::id(before.number);
         let done = self.follow(&mut locked, &mut plan, &made, &from);
@@ -329,14 +319,14 @@ impl Move<'_> {
     }
 
     fn making(&self, layer: LayerNumber, from: Option<&At>) -> Making {
-        Making::Switch {
+        Making::Switch(Switching {
             branch: self.branch.number.0,
             git_dir: self.up.record.git_dir.as_path().into(),
             layer: layer.0,
             from: from.map(|from| from.text.clone()).unwrap_or_default(),
             head: self.goal.head(),
             message: from.map(|from| self.goal.message(from)).unwrap_or_default(),
-        }
+        })
     }
 
     /// Keeps the branch as it is now.
@@ -364,21 +354,22 @@ impl Move<'_> {
         // What it is to show, to read links from.
         let options = opening::options(&self.branch, None);
         let goal = Worktree::new(Arc::clone(&base), contents, options);
-        let wanted = plan.steps.iter().filter(|step| step.oid.is_some() && !step.is_gitlink);
-        let mut blobs = Vec::new();
-        for step in wanted {
-            let (_, entry) = entry_of(&base, root, &step.path)?;
-            if let (None, Some(oid)) = (entry.content, entry.oid) {
-                blobs.push((oid, entry.size));
-            }
-        }
+        let is_blob = |step: &Step| step.oid.is_some() && !step.is_gitlink;
+        let entries = plan
+            .steps
+            .iter()
+            .map(|step| is_blob(step).then(|| entry_of(&base, root, &step.path)).transpose());
+        let entries: Vec<_> = entries.collect::<Result<_>>()?;
+        let unknown = entries.iter().flatten().filter(|(_, entry)| entry.content.is_none());
+        let blobs: Vec<_> =
+            unknown.filter_map(|(_, entry)| Some((entry.oid?, entry.size))).collect();
         let (meter, cancel) = (self.call.meter.as_ref(), &self.call.cancel);
         pipeline::ingest_some(store, &self.git, root, &blobs, meter, cancel)?;
-        let edits = plan.steps.iter().map(|step| {
-            let new = match step.oid {
+        let edits = plan.steps.iter().zip(entries).map(|(step, entry)| {
+            let new = match entry {
+                Some((ino, entry)) => become_of(self.daemon, &goal, ino, &entry, &step.path)?,
+                None if step.is_gitlink => Become::Directory,
                 None => Become::Nothing,
-                Some(_) if step.is_gitlink => Become::Directory,
-                Some(_) => become_of(self.daemon, &goal, &base, root, &step.path)?,
             };
             Ok(Edit { path: step.path.clone(), found: step.found, new })
         });
@@ -430,11 +421,7 @@ fn move_head(git_dir: &Path, from: &str, head: &str, message: &str) -> Result<()
 }
 
 /// The entry at a path of a base, with its inode.
-fn entry_of<'a>(
-    base: &'a Base,
-    root: TreeId,
-    path: &[u8],
-) -> Result<(Ino, agentfs_engine::tree::Entry<'a>)> {
+fn entry_of<'a>(base: &'a Base, root: TreeId, path: &[u8]) -> Result<(Ino, Entry<'a>)> {
     let missing = || {
         let path = shown(path);
         Failure::new(Kind::Damaged, format!("{path} is in the index of git and not in tree {root}"))
@@ -452,15 +439,14 @@ fn entry_of<'a>(
     Err(missing())
 }
 
-/// What the file at a path of `goal`, a worktree of `base`, makes of a path.
+/// What a file of `goal`, inode `ino` with its entry in the base, makes of its path.
 fn become_of(
     daemon: &Daemon,
     goal: &Worktree,
-    base: &Base,
-    root: TreeId,
+    ino: Ino,
+    entry: &Entry<'_>,
     path: &[u8],
 ) -> Result<Become> {
-    let (ino, entry) = entry_of(base, root, path)?;
     match entry.kind {
         EntryKind::Symlink => return Ok(Become::Link(goal.read_link(ino)?)),
         EntryKind::Directory | EntryKind::Gitlink => return Ok(Become::Directory),
@@ -536,28 +522,29 @@ pub fn complete(daemon: &Daemon) {
         match complete_one(daemon, &left) {
             Ok(()) => drop(note),
             Err(failure) => {
-                warn!("cannot complete the switch in {}: {failure}", left.git_dir.display());
+                warn!("cannot complete the switch in {}: {failure}", left.git_dir.0.display());
                 std::mem::forget(note);
             }
         }
     }
 }
 
-fn complete_one(daemon: &Daemon, left: &note::LeftSwitch) -> Result<()> {
+fn complete_one(daemon: &Daemon, left: &Switching) -> Result<()> {
+    let git_dir = &left.git_dir.0;
     let branches = daemon.store.branches()?;
     let branch = branches.into_iter().find(|branch| branch.number.0 == left.branch);
     let (Some(branch), false) = (branch, left.from.is_empty()) else {
-        return Ok(switch::forget(&left.git_dir, left.layer)?);
+        return Ok(switch::forget(git_dir, left.layer)?);
     };
     let repository = daemon.repositories.get(&daemon.store, &branch.repository)?;
     let worktree = opening::worktree(daemon, &repository, &branch, None, false, None)?;
     let is_moved = worktree.head_layer() == Some(LayerNumber(left.layer));
-    if is_moved && switch::is_locked(&left.git_dir, left.layer) {
-        move_head(&left.git_dir, &left.from, &left.head, &left.message)?;
-        switch::complete(&left.git_dir, left.layer)?;
+    if is_moved && switch::is_locked(git_dir, left.layer) {
+        move_head(git_dir, &left.from, &left.head, &left.message)?;
+        switch::complete(git_dir, left.layer)?;
         info!("completed the switch of {} to {}", branch.name, left.head);
     }
-    switch::forget(&left.git_dir, left.layer)?;
+    switch::forget(git_dir, left.layer)?;
     worktree.drain()?;
     Ok(())
 }

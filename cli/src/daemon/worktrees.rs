@@ -233,13 +233,7 @@ impl Worktrees {
     /// What is at `dir`, which is busy from now on.
     fn take(&self, dir: &Path) -> Result<Slot> {
         let mut slots = self.lock();
-        let slot = slots.get(dir).cloned().ok_or_else(|| {
-            Failure::new(
-                Kind::NotFound,
-                format!("{} is not a worktree of this store", dir.display()),
-            )
-            .hint("`agentfs ps` lists the worktrees")
-        })?;
+        let slot = slots.get(dir).cloned().ok_or_else(|| unknown(dir))?;
         if matches!(slot, Slot::Busy(..)) {
             return Err(busy(dir));
         }
@@ -282,7 +276,14 @@ impl Worktrees {
     }
 }
 
-fn busy(dir: &Path) -> Failure {
+/// That nothing is at `dir`.
+pub fn unknown(dir: &Path) -> Failure {
+    Failure::new(Kind::NotFound, format!("{} is not a worktree of this store", dir.display()))
+        .hint("`agentfs ps` lists the worktrees")
+}
+
+/// That somebody has what is at `dir`.
+pub fn busy(dir: &Path) -> Failure {
     Failure::new(Kind::Busy, format!("{} is being mounted or unmounted", dir.display()))
         .hint("run the command again in a moment")
 }

@@ -56,6 +56,7 @@ pub use request::{Allocate, Caller, NewNode, RenameMode, Seek, SetAttributes, Se
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::id::{BranchNumber, Ino};
+pub use crate::overlay::Difference;
 use crate::storage::Storage;
 use crate::tree::EntryKind;
 use changes::Changes;

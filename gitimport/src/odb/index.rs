@@ -124,21 +124,32 @@ impl PackIndex {
         }
         let id = oid.as_bytes();
         let mut range = self.bucket(id[0]);
+        if self.held.is_some() {
+            return self.halve(&mut range, id, 0);
+        }
+        let mut leaf = [0; LEAF_BYTES as usize];
+        let guess = self.guess(&range, id);
+        match search(self.read_leaf(&guess, &mut leaf)?, self.stride as usize, id) {
+            Found::At(at) => return self.offset(guess.start + at).map(Some),
+            Found::Missing => return Ok(None),
+            Found::Before => range.end = guess.start,
+            Found::After => range.start = guess.end,
+        }
+        if let Some(offset) = self.halve(&mut range, id, LEAF_BYTES)? {
+            return Ok(Some(offset));
+        }
+        match search(self.read_leaf(&range, &mut leaf)?, self.stride as usize, id) {
+            Found::At(at) => self.offset(range.start + at).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Halves the range in which `id` may be until its records have no more than `enough` bytes, or until the
+    /// object is found: where it lies then.
+    fn halve(&self, range: &mut Range<u32>, id: &[u8], enough: u64) -> Result<Option<u64>> {
         let mut probe = [0; 32];
         let probe = &mut probe[..id.len()];
-        let leaf_bytes = if self.held.is_some() { 0 } else { LEAF_BYTES };
-        let mut leaf = [0; LEAF_BYTES as usize];
-        if leaf_bytes > 0 {
-            let guess = self.guess(&range, id);
-            let records = self.read_leaf(&guess, &mut leaf)?;
-            match search(records, self.stride as usize, id) {
-                Found::At(at) => return self.offset(guess.start + at).map(Some),
-                Found::Missing => return Ok(None),
-                Found::Before => range.end = guess.start,
-                Found::After => range.start = guess.end,
-            }
-        }
-        while u64::from(range.end - range.start) * self.stride > leaf_bytes {
+        while u64::from(range.end - range.start) * self.stride > enough {
             let middle = range.start + (range.end - range.start) / 2;
             self.read(self.id_at(middle), probe)?;
             match (*probe).cmp(id) {
@@ -147,11 +158,7 @@ impl PackIndex {
                 Ordering::Greater => range.end = middle,
             }
         }
-        let records = self.read_leaf(&range, &mut leaf)?;
-        match search(records, self.stride as usize, id) {
-            Found::At(at) => self.offset(range.start + at).map(Some),
-            _ => Ok(None),
-        }
+        Ok(None)
     }
 
     /// Where in `range`, objects whose ids begin with the same byte, `id` most likely is: ids are hashes, so they are

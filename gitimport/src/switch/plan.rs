@@ -2,9 +2,8 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use agentfs_engine::worktree::{Attributes, NodeKind, Worktree};
 use agentfs_engine::{GitOid, HashKind};
@@ -13,7 +12,7 @@ use super::{Goal, Locked, MAKING};
 use crate::error::{Error, Result};
 use crate::examine::{leaves_checksums_out, read, verified};
 use crate::index::recorded_size;
-use crate::index_entries::{Entries, IndexEntry, has_extension};
+use crate::index_entries::{Entries, IndexEntry, walk};
 use crate::limits::INDEX_BYTES_MAX;
 use crate::object::{Kind, object_id, to_gix_kind};
 use crate::racy;
@@ -188,21 +187,21 @@ impl Index {
         if self.end == 0 {
             return Ok(None);
         }
-        let body = &self.bytes[..self.end];
-        if has_extension(body, self.hash, b"link")? {
-            let hint = "make it whole with `git update-index --no-split-index`";
-            return form("its index is split", hint);
-        }
-        let mut unmerged = Vec::new();
-        for entry in Entries::new(body, self.hash)? {
-            let entry = entry?;
-            if entry.mode >> 12 == 0o4 {
-                let hint = "make it whole with `git sparse-checkout disable`";
-                return form("its index is sparse", hint);
-            }
+        let (mut is_split, mut is_sparse, mut unmerged) = (false, false, Vec::new());
+        let visit = |entry: IndexEntry| {
+            is_sparse |= entry.mode >> 12 == 0o4;
             if entry.stage > 0 && unmerged.last() != Some(&entry.path) {
                 unmerged.push(entry.path);
             }
+        };
+        walk(&self.bytes[..self.end], self.hash, visit, |one| is_split |= one == b"link")?;
+        if is_split {
+            let hint = "make it whole with `git update-index --no-split-index`";
+            return form("its index is split", hint);
+        }
+        if is_sparse {
+            let hint = "make it whole with `git sparse-checkout disable`";
+            return form("its index is sparse", hint);
         }
         Ok((!discard && !unmerged.is_empty()).then_some(Refusal::Unmerged(unmerged)))
     }
@@ -288,7 +287,7 @@ impl Moved<'_> {
         git.args(["diff-tree", "-r", "-z", "--raw", "--no-renames", "--full-index"]);
         git.args(["--no-abbrev", "--ignore-submodules=none", &from, &to]);
         git.env("GIT_DIR", self.git_dir);
-        let raw = output(&mut git, self.git_dir, "compare trees", None, &[0])?;
+        let raw = transport::output(&mut git, self.git_dir, "compare trees", None, &[0])?;
         let mut fields = raw.split(|byte| *byte == 0);
         let mut found = BTreeMap::new();
         while let (Some(line), Some(path)) = (fields.next(), fields.next()) {
@@ -480,7 +479,7 @@ impl Moved<'_> {
         let mut git = transport::git();
         git.arg("hash-object").args(args).current_dir(self.dir);
         git.args(path.map(std::ffi::OsStr::from_bytes));
-        let said = output(&mut git, self.git_dir, "compare files", Some(input), &[0])?;
+        let said = transport::output(&mut git, self.git_dir, "compare files", Some(input), &[0])?;
         Ok(String::from_utf8_lossy(&said).lines().map(str::to_owned).collect())
     }
 
@@ -522,7 +521,8 @@ impl Moved<'_> {
             input.push(0);
         }
         // 1: none is.
-        let said = output(&mut git, self.git_dir, "see what is ignored", Some(input), &[0, 1])?;
+        let said =
+            transport::output(&mut git, self.git_dir, "see what is ignored", Some(input), &[0, 1])?;
         let ignored: BTreeSet<&[u8]> = said.split(|byte| *byte == 0).collect();
         Ok(paths.iter().filter(|path| !ignored.contains(&***path)).cloned().collect())
     }
@@ -541,40 +541,4 @@ fn parse_raw(line: &[u8]) -> Option<(Side, Side)> {
         Some((mode != 0).then_some((mode, oid)))
     };
     Some((side(before, one)?, side(after, other)?))
-}
-
-/// What a git that is given `input` prints, if it ends in one of `codes`.
-fn output(
-    git: &mut Command,
-    git_dir: &Path,
-    action: &str,
-    input: Option<Vec<u8>>,
-    codes: &[i32],
-) -> Result<Vec<u8>> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Git {
-        action: action.to_owned(),
-        git_dir: git_dir.to_owned(),
-        source,
-    };
-    git.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
-    git.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = git.spawn().map_err(|error| failed(error.into()))?;
-    let stdin = child.stdin.take();
-    let done = std::thread::scope(|scope| {
-        // Both sides may be full.
-        scope.spawn(move || {
-            if let (Some(mut stdin), Some(input)) = (stdin, input) {
-                // What it says on its end tells why it did not take all.
-                let _ = stdin.write_all(&input);
-            }
-        });
-        child.wait_with_output()
-    });
-    let done = done.map_err(|error| failed(error.into()))?;
-    if done.status.code().is_some_and(|code| codes.contains(&code)) {
-        return Ok(done.stdout);
-    }
-    let said = String::from_utf8_lossy(&done.stderr);
-    let said = said.trim().trim_start_matches("fatal: ");
-    Err(failed(if said.is_empty() { done.status.to_string() } else { said.into() }.into()))
 }

@@ -5,6 +5,7 @@ mod reporter;
 #[cfg(test)]
 mod tests;
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -256,15 +257,41 @@ pub(crate) fn git() -> Command {
 /// # Errors
 /// [`Error::Git`] with what it said, or how it ended if it said nothing.
 pub(crate) fn run(command: &mut Command, git_dir: &Path, action: &str) -> Result<String> {
+    let said = output(command.env("GIT_DIR", git_dir), git_dir, action, None, &[0])?;
+    Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+/// What `command`, a [`git`] with its arguments that says where it works, prints when it is given `input`, if it
+/// ends in one of `codes`. It does `action` for the repository at `git_dir`.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn output(
+    command: &mut Command,
+    git_dir: &Path,
+    action: &str,
+    input: Option<Vec<u8>>,
+    codes: &[i32],
+) -> Result<Vec<u8>> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Git {
         action: action.to_owned(),
         git_dir: git_dir.to_owned(),
         source,
     };
-    command.env("GIT_DIR", git_dir).stdin(Stdio::null()).stdout(Stdio::piped());
-    let done = command.output().map_err(|error| failed(error.into()))?;
-    if done.status.success() {
-        return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| failed(error.into()))?;
+    let stdin = child.stdin.take();
+    let done = std::thread::scope(|scope| {
+        if let (Some(mut stdin), Some(input)) = (stdin, input) {
+            // Both sides may be full. What it says on its end tells why it did not take all.
+            scope.spawn(move || drop(stdin.write_all(&input)));
+        }
+        child.wait_with_output()
+    });
+    let done = done.map_err(|error| failed(error.into()))?;
+    if done.status.code().is_some_and(|code| codes.contains(&code)) {
+        return Ok(done.stdout);
     }
     let said = String::from_utf8_lossy(&done.stderr);
     let said = said.trim().trim_start_matches("fatal: ");
