@@ -77,6 +77,8 @@ struct Worktrees {
 
 #[derive(Deserialize)]
 struct Fares {
+    /// Whether all content is stored.
+    ingested: bool,
     /// Missing for a worktree that is read-only.
     changes: Option<Changes>,
 }
@@ -213,9 +215,16 @@ impl Store {
         self.daemon()?.memory()
     }
 
-    /// Waits until the daemon has nothing left to do: less than 2 % of a core over half a second.
+    /// Waits until the daemon has nothing left to do: all content is stored, and it takes less than 2 % of a core
+    /// over half a second. The latter alone would also be true of an ingest that waits for the disk.
     pub fn wait_idle(&self) -> Result<()> {
         let start = Instant::now();
+        while self.worktrees()?.iter().any(|one| !one.ingested) {
+            if start.elapsed() > LIMIT {
+                bail!("the daemon still has content to store after {} s", LIMIT.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let daemon = self.daemon()?;
         let mut before = daemon.ticks()?;
         while start.elapsed() < LIMIT {
@@ -233,16 +242,19 @@ impl Store {
     pub fn wait_drained(&self) -> Result<()> {
         let start = Instant::now();
         while start.elapsed() < LIMIT {
-            let answer = self.run().args(["status", "--json"]).ok()?;
-            let status = Worktrees::deserialize(result(&answer)?);
-            let status = status.context("`agentfs status --json` tells less than it should")?;
             let waits = |fares: &Fares| fares.changes.as_ref().is_some_and(|c| c.waiting);
-            if !status.worktrees.iter().any(waits) {
+            if !self.worktrees()?.iter().any(waits) {
                 return self.wait_idle();
             }
             std::thread::sleep(Duration::from_millis(50));
         }
         bail!("the daemon has not drained what was written within {} s", LIMIT.as_secs())
+    }
+
+    fn worktrees(&self) -> Result<Vec<Fares>> {
+        let answer = self.run().args(["status", "--json"]).ok()?;
+        let status = Worktrees::deserialize(result(&answer)?);
+        Ok(status.context("`agentfs status --json` tells less than it should")?.worktrees)
     }
 
     /// Bytes that the store takes on disk.

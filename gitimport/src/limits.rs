@@ -33,6 +33,8 @@ pub const WALK_TREES_MAX: u64 = 4 << 20;
 pub const DELTA_CACHE_BYTES: usize = 2 << 20;
 /// Bytes of pack indexes that this process holds in memory; the others are read where needed.
 pub const INDEX_HELD_BYTES_MAX: u64 = 16 << 20;
+/// Marks of a pack index that is not held; with them and 4 bytes an object, 1,500,000 objects are in those bytes.
+pub const INDEX_MARKS_MAX: u32 = 1_500_000;
 /// Bytes of tree objects that a walk keeps while their subtrees are walked; others are read twice.
 pub const WALK_HELD_BYTES_MAX: u64 = 32 << 20;
 /// How deep alternates of alternates are followed, as git has it.

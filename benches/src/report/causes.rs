@@ -10,13 +10,16 @@ use crate::catalogue;
 
 /// The section about the daemon's memory, which is no phase.
 pub const MEMORY: &str = "memory";
+/// The sentence about how the time until usable grows, which is no phase either.
+pub const USABLE_GROWTH: &str = "growth";
 
 /// Causes by phase.
 #[derive(Default)]
 pub struct Causes(BTreeMap<String, String>);
 
 impl Causes {
-    /// Reads a file in which each heading `## PHASE`, or `## memory`, is followed by its text. No file: no causes.
+    /// Reads a file in which each heading `## PHASE`, `## memory` or `## growth` is followed by its text. No file:
+    /// no causes.
     pub fn load(path: &Path) -> Result<Self> {
         if !path.exists() {
             return Ok(Self::default());
@@ -30,7 +33,9 @@ impl Causes {
         for section in text.split("\n## ").skip(1) {
             let (id, body) = section.split_once('\n').unwrap_or((section, ""));
             let id = id.trim();
-            if id != MEMORY && !catalogue::all().any(|phase| phase.id == id) {
+            if ![MEMORY, USABLE_GROWTH].contains(&id)
+                && !catalogue::all().any(|phase| phase.id == id)
+            {
                 bail!("there is no phase `{id}`");
             }
             let body = body.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::causes::{Causes, MEMORY};
+use super::causes::{Causes, MEMORY, USABLE_GROWTH};
 use crate::record::{Cost, MemoryPoint, Outcome, PhaseResult, Record, Subject};
 use crate::stats::{Summary, ratio, summary};
 
@@ -206,6 +206,14 @@ pub fn memory(record: &Record, causes: &Causes) -> String {
         ];
         let _ = writeln!(out, "| {} |", row.join(" | "));
     }
+    let medians: Vec<(f64, f64)> = points
+        .iter()
+        .filter_map(|point| {
+            let seconds = summary(usable(point.files)?.of(Subject::Ours))?;
+            Some((point.directories as f64, seconds.median))
+        })
+        .collect();
+    out.push_str(&usable_growth(&medians, causes));
     if last.files - first.files >= SLOPE_FILES_MIN
         && let Some(fit) = Fit::over(points)
     {
@@ -225,6 +233,32 @@ pub fn memory(record: &Record, causes: &Causes) -> String {
         if !is_met {
             let _ = writeln!(out, "\n{}", causes.of(MEMORY));
         }
+    }
+    out
+}
+
+/// Whether the time until usable grows no more than linearly: from each size, in directories, to the next.
+fn usable_growth(sizes: &[(f64, f64)], causes: &Causes) -> String {
+    let mut out = String::new();
+    if sizes.len() < 2 {
+        return out;
+    }
+    let mut is_met = true;
+    let mut steps = Vec::new();
+    for pair in sizes.windows(2) {
+        let [(fewer, shorter), (more, longer)] = pair else { continue };
+        is_met &= longer / shorter <= more / fewer;
+        steps.push(format!("{:.1} times for {:.1} times as many", longer / shorter, more / fewer));
+    }
+    let verdict = if is_met { "met" } else { "**missed**" };
+    let _ = writeln!(
+        out,
+        "\nUntil a clone is usable, from each size to the next, takes {} directories (goal: no worse than \
+         linearly, {verdict}).",
+        steps.join(", then ")
+    );
+    if !is_met {
+        let _ = writeln!(out, "\n{}", causes.of(USABLE_GROWTH));
     }
     out
 }
@@ -339,5 +373,16 @@ mod tests {
         assert_eq!(levers(&all), "on: no_open; off: prewarm");
         all.remove("prewarm");
         assert_eq!(levers(&all), "all on: no_open");
+    }
+
+    #[test]
+    fn growth_is_judged_from_each_size_to_the_next() {
+        let causes = Causes::default();
+        let said = usable_growth(&[(10.0, 1.0), (100.0, 2.0), (1000.0, 20.0)], &causes);
+        assert!(said.contains("takes 2.0 times for 10.0 times as many, then 10.0 times"), "{said}");
+        assert!(said.contains("linearly, met)"), "{said}");
+        let said = usable_growth(&[(10.0, 1.0), (100.0, 2.0), (1000.0, 20.1)], &causes);
+        assert!(said.contains("**missed**") && said.contains("not been measured"), "{said}");
+        assert_eq!(usable_growth(&[(10.0, 1.0)], &causes), "");
     }
 }

@@ -6,18 +6,25 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{self, AtomicU32};
 
 use agentfs_engine::{GitOid, HashKind};
 
 use super::file::RandomFile;
 use super::held::Held;
+use super::marks::Marks;
 use super::prefix::Prefix;
 use crate::error::Result;
+use crate::limits::INDEX_MARKS_MAX;
 
 const MAGIC: [u8; 8] = [0xff, b't', b'O', b'c', 0, 0, 0, 2];
 const FANOUT_BYTES: u64 = 256 * 4;
 /// A range of ids up to this length is read at once instead of being halved further.
-const LEAF_BYTES: u64 = 8 << 10;
+const LEAF_BYTES: u64 = 1 << 10;
+/// Of so many objects one has to be looked for before all ids are read for their marks: so many lookups without
+/// them take about as long as that.
+const LOOKUP_SHARE: u32 = 1_000;
 /// Set in a 4-byte offset that is the number of an 8-byte one.
 const FAR: u32 = 1 << 31;
 
@@ -26,42 +33,15 @@ pub(super) struct PackIndex {
     file: RandomFile,
     /// All of the file, where there is room for it.
     held: Option<Held>,
+    /// What leads to an id where not all is held, once it pays.
+    marks: OnceLock<Option<Marks>>,
+    lookups: AtomicU32,
     hash: HashKind,
     fanout: Box<[u32; 256]>,
     /// Where the first object id lies, and how far apart two are.
     ids: u64,
     stride: u64,
     version: Version,
-}
-
-/// Where an id is, beside records that are in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
-    /// The record of this number has it.
-    At(u32),
-    /// It would be between two of them.
-    Missing,
-    Before,
-    After,
-}
-
-/// Looks for `id` in records that begin with an id each, `stride` bytes apart.
-fn search(records: &[u8], stride: usize, id: &[u8]) -> Found {
-    let count = records.len().div_ceil(stride);
-    let (mut start, mut end) = (0, count);
-    while start < end {
-        let middle = start + (end - start) / 2;
-        match records[middle * stride..][..id.len()].cmp(id) {
-            Ordering::Equal => return Found::At(middle as u32),
-            Ordering::Less => start = middle + 1,
-            Ordering::Greater => end = middle,
-        }
-    }
-    match start {
-        0 => Found::Before,
-        _ if start == count => Found::After,
-        _ => Found::Missing,
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,8 +84,9 @@ impl PackIndex {
                 file.corrupt(format!("it has {} bytes, too few for {count} objects", file.len()))
             );
         }
-        let held = Held::read(&file)?;
-        Ok(Self { file, held, hash, fanout, ids, stride, version })
+        let held = Held::read(&file, 0..file.len())?;
+        let (marks, lookups) = (OnceLock::new(), AtomicU32::new(0));
+        Ok(Self { file, held, marks, lookups, hash, fanout, ids, stride, version })
     }
 
     pub(super) fn file(&self) -> &RandomFile {
@@ -127,21 +108,55 @@ impl PackIndex {
         if self.held.is_some() {
             return self.halve(&mut range, id, 0);
         }
-        let mut leaf = [0; LEAF_BYTES as usize];
-        let guess = self.guess(&range, id);
-        match search(self.read_leaf(&guess, &mut leaf)?, self.stride as usize, id) {
-            Found::At(at) => return self.offset(guess.start + at).map(Some),
-            Found::Missing => return Ok(None),
-            Found::Before => range.end = guess.start,
-            Found::After => range.start = guess.end,
+        if let Some(marks) = self.marks() {
+            marks.narrow(&mut range, id);
         }
         if let Some(offset) = self.halve(&mut range, id, LEAF_BYTES)? {
             return Ok(Some(offset));
         }
-        match search(self.read_leaf(&range, &mut leaf)?, self.stride as usize, id) {
-            Found::At(at) => self.offset(range.start + at).map(Some),
-            _ => Ok(None),
+        let mut leaf = [0; LEAF_BYTES as usize];
+        let (stride, len) = (self.stride as usize, id.len());
+        // The last record of version 1 needs no bytes after its id.
+        let bytes = (range.len() * stride).saturating_sub(stride - len);
+        self.read(self.id_at(range.start), &mut leaf[..bytes])?;
+        let place = leaf[..bytes].chunks(stride).position(|record| record[..len] == *id);
+        place.map(|place| self.offset(range.start + place as u32)).transpose()
+    }
+
+    /// The marks, if there is room for them and enough has been looked for.
+    fn marks(&self) -> Option<&Marks> {
+        if self.marks.get().is_none()
+            && self.lookups.fetch_add(1, atomic::Ordering::Relaxed) < self.count() / LOOKUP_SHARE
+        {
+            return None;
         }
+        // What cannot be read here cannot be read by the lookup either, which says so.
+        self.marks.get_or_init(|| Marks::read(self, INDEX_MARKS_MAX).ok().flatten()).as_ref()
+    }
+
+    /// Reads the ids of all objects, in their order.
+    pub(super) fn each_id(&self, mut each: impl FnMut(u32, &[u8])) -> Result<()> {
+        let at_once = ((64 << 10) / self.stride) as u32;
+        let mut buffer = vec![0; (u64::from(at_once) * self.stride) as usize];
+        let mut start = 0;
+        while start < self.count() {
+            let end = self.count().min(start.saturating_add(at_once));
+            let part = &mut buffer[..(end - start) as usize * self.stride as usize];
+            // What follows the last id is in the file: the checksums are.
+            self.read(self.id_at(start), part)?;
+            let ids = part.chunks_exact(self.stride as usize);
+            ids.zip(start..end)
+                .for_each(|(record, number)| each(number, &record[..self.hash.len()]));
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// The table of offsets in the file; `None` where each stands beside its id.
+    pub(super) fn offsets(&self) -> Option<Range<u64>> {
+        let count = u64::from(self.count());
+        let start = self.ids + count * (self.stride + 4);
+        (self.version == Version::Two).then_some(start..start + count * 4)
     }
 
     /// Halves the range in which `id` may be until its records have no more than `enough` bytes, or until the
@@ -159,28 +174,6 @@ impl PackIndex {
             }
         }
         Ok(None)
-    }
-
-    /// Where in `range`, objects whose ids begin with the same byte, `id` most likely is: ids are hashes, so they are
-    /// spread evenly. It is there in some 98 of 100 cases.
-    fn guess(&self, range: &Range<u32>, id: &[u8]) -> Range<u32> {
-        let fraction = u32::from_be_bytes([id[1], id[2], id[3], id[4]]);
-        let count = range.end - range.start;
-        let middle = range.start + ((u64::from(fraction) * u64::from(count)) >> 32) as u32;
-        // The standard deviation of a place is at most half the root of the count.
-        let most = (LEAF_BYTES / self.stride / 2) as u32;
-        let reach = (count.isqrt() + count.isqrt() / 4 + 1).min(most);
-        middle.saturating_sub(reach).max(range.start)..middle.saturating_add(reach).min(range.end)
-    }
-
-    /// Reads the records of objects, no more than fit.
-    fn read_leaf<'a>(&self, range: &Range<u32>, leaf: &'a mut [u8]) -> Result<&'a [u8]> {
-        let len = (range.end - range.start) as usize * self.stride as usize;
-        // The last record of version 1 needs no bytes after its id.
-        let beside = self.stride as usize - self.hash.len();
-        let leaf = &mut leaf[..len.saturating_sub(beside)];
-        self.read(self.id_at(range.start), leaf)?;
-        Ok(leaf)
     }
 
     /// Adds objects whose ids begin with `prefix` to `found`, until it has `limit`.
@@ -225,13 +218,10 @@ impl PackIndex {
     }
 
     fn offset(&self, index: u32) -> Result<u64> {
-        let near = match self.version {
-            Version::One => return self.u32_at(self.id_at(index) - 4).map(u64::from),
-            Version::Two => {
-                let tables = u64::from(self.count()) * (self.stride + 4);
-                self.u32_at(self.ids + tables + u64::from(index) * 4)?
-            }
+        let Some(offsets) = self.offsets() else {
+            return self.u32_at(self.id_at(index) - 4).map(u64::from);
         };
+        let near = self.u32_at(offsets.start + u64::from(index) * 4)?;
         if near & FAR == 0 {
             return Ok(u64::from(near));
         }
@@ -248,7 +238,9 @@ impl PackIndex {
     }
 
     fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
-        match self.held.as_ref().and_then(|held| held.get(at, out.len())) {
+        let held = self.held.as_ref().and_then(|held| held.get(at, out.len()));
+        let marked = || self.marks.get()?.as_ref()?.offsets()?.get(at, out.len());
+        match held.or_else(marked) {
             Some(bytes) => {
                 out.copy_from_slice(bytes);
                 Ok(())
@@ -316,23 +308,31 @@ mod tests {
         ids
     }
 
+    /// All of the file, marks of every id or of some, or nothing until enough has been looked for.
+    fn hold(index: &mut PackIndex, marks: Option<u32>) {
+        index.held = None;
+        if let Some(most) = marks {
+            index.marks = OnceLock::from(Marks::read(index, most).unwrap());
+        }
+    }
+
     #[test]
     fn whatever_is_held_the_same_is_found() {
         for (count, crowd) in [(0, false), (1, false), (50_000, false), (9_000, true)] {
             let ids = ids(count, crowd);
-            for is_held in [true, false] {
+            for marks in [None, Some(None), Some(Some(100_000)), Some(Some(700)), Some(Some(3))] {
                 let mut index = index(&ids);
-                if !is_held {
-                    index.held = None;
+                if let Some(marks) = marks {
+                    hold(&mut index, marks);
                 }
                 let find = |id: &[u8; 20]| {
                     index.find(&GitOid::from_slice(HashKind::Sha1, id).unwrap()).unwrap()
                 };
                 for (number, id) in ids.iter().enumerate() {
-                    assert_eq!(find(id), Some(number as u64), "{count} {crowd} {is_held}");
+                    assert_eq!(find(id), Some(number as u64), "{count} {crowd} {marks:?}");
                     let mut other = *id;
                     other[19] ^= 1;
-                    assert_eq!(find(&other), None, "{count} {crowd} {is_held}");
+                    assert_eq!(find(&other), None, "{count} {crowd} {marks:?}");
                 }
                 assert_eq!(find(&[0; 20]), None);
                 assert_eq!(find(&[255; 20]), None);
@@ -342,16 +342,18 @@ mod tests {
 
     /// As many reads as it takes, and no more: a lookup is made for every object of a repository.
     #[test]
-    fn a_guess_is_nearly_always_right() {
-        let ids = ids(400_000, false);
-        let index = index(&ids);
-        let is_right = |id: &[u8; 20]| {
-            let guess = index.guess(&index.bucket(id[0]), id);
-            let at = ids.partition_point(|other| other < id) as u32;
-            assert!(u64::from(guess.end - guess.start) * index.stride <= LEAF_BYTES);
-            guess.contains(&at)
-        };
-        let right = ids.iter().filter(|id| is_right(id)).count();
-        assert!(right * 100 > ids.len() * 97, "{right} of {}", ids.len());
+    fn marks_lead_to_the_place() {
+        let ids = ids(50_000, false);
+        for (most, step) in [(100_000, 1), (50_000, 1), (49_999, 2), (1_000, 50)] {
+            let mut index = index(&ids);
+            hold(&mut index, Some(most));
+            for (number, id) in ids.iter().enumerate() {
+                let mut range = index.bucket(id[0]);
+                index.marks().unwrap().narrow(&mut range, id);
+                assert!(range.contains(&(number as u32)), "{most}");
+                // Marks of these ids are all different, and its own mark is at the end of what may be before it.
+                assert!(range.len() < 2 * step + 1, "{most}: {range:?}");
+            }
+        }
     }
 }

@@ -12,6 +12,7 @@ mod held;
 mod index;
 mod inflate;
 mod loose;
+mod marks;
 mod pack;
 mod prefix;
 mod reader;
