@@ -4,6 +4,8 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use agentfs_engine::store::WorktreeRecord;
@@ -20,6 +22,9 @@ use crate::layout::remove_all;
 
 /// How long the mount of a daemon that has just been killed may take to become dead.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
+
+/// How often is looked whether a directory is free from which a mount is being taken.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Brings the daemon to where its predecessor was. A worktree that cannot be mounted stays on record
 /// with the reason, and keeps nothing else from being mounted.
@@ -143,12 +148,12 @@ fn clear(dir: &Path) -> Result<()> {
         match agentfs_fuse::mount_state(dir)? {
             MountState::NotMounted => return Ok(()),
             MountState::Dead => {
-                agentfs_fuse::unmount_path(dir, true)?;
+                clear_dead(dir)?;
                 info!("cleared the dead mount at {}", dir.display());
             }
             // We hold the lock of the store, so whoever served it is on its way out.
             MountState::OurFs { .. } if start.elapsed() < DYING_LIMIT => {
-                std::thread::sleep(Duration::from_millis(10));
+                thread::sleep(Duration::from_millis(10));
             }
             MountState::OurFs { name, .. } => {
                 return Err(Failure::new(
@@ -161,6 +166,35 @@ fn clear(dir: &Path) -> Result<()> {
                     Kind::Refused,
                     format!("{} is a mount of type {fstype}", dir.display()),
                 ));
+            }
+        }
+    }
+}
+
+/// Unmounts what a daemon that is gone has left at `dir`, and returns when the directory is free. What the kernel had
+/// cached of the mount it frees after that, before it lets go of whoever unmounts: for a million files that is seconds.
+fn clear_dead(dir: &Path) -> Result<()> {
+    let (ended, end) = mpsc::channel();
+    let gone = dir.to_owned();
+    let unmount = move || {
+        // If others were faster, another mount may be there by now.
+        let is_dead = matches!(agentfs_fuse::mount_state(&gone), Ok(MountState::Dead));
+        let done = if is_dead { agentfs_fuse::unmount_path(&gone, true) } else { Ok(()) };
+        // Nobody listens any more once the directory is free.
+        drop(ended.send(done));
+    };
+    let named = thread::Builder::new().name("agentfs-unmount".into());
+    named.spawn(unmount).map_err(|error| {
+        Failure::new(Kind::Failed, format!("cannot begin to unmount {}: {error}", dir.display()))
+    })?;
+    loop {
+        match end.recv_timeout(LOOK) {
+            Ok(done) => return Ok(done?),
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {
+                if !matches!(agentfs_fuse::mount_state(dir)?, MountState::Dead) {
+                    return Ok(());
+                }
             }
         }
     }
