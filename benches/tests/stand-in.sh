@@ -44,7 +44,7 @@ case $command in
         ;;
     fsck) git -C "$AGENTFS_HOME/repos/one.git" rev-parse --quiet --verify HEAD >/dev/null ;;
     stats) echo '{"event":"result","counters":{"syncs":2},"worktrees":[{"dir":"/x","counters":{"read":3,"init":1},"outbox":{"syncs_asked":7}}]}' ;;
-    status) echo '{"event":"result","worktrees":[{"changes":{"waiting":false}},{}]}' ;;
+    status) echo '{"event":"result","worktrees":[{"ingested":true,"changes":{"waiting":false}},{"ingested":true}]}' ;;
     ps)
         daemon_start
         on=true
