@@ -13,7 +13,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::layout::Layout;
 use crate::output::Output;
 use crate::progress::{Display, Meter};
-use crate::protocol::{ViewBegun, ViewCall, method};
+use crate::protocol::{Status, ViewBegun, ViewCall, method};
 
 /// Where git puts the objects that it makes of files.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,13 @@ fn view(what: &str, output: Output) -> Result<(Client, ViewBegun)> {
     Ok((client, begun))
 }
 
+/// Makes sure that all was seen: a view goes with the daemon that shows it, and git takes files for removed that it does
+/// not find.
+fn end(mut client: Client) -> Result<()> {
+    let answered: Result<Status> = client.request(method::STATUS, &(), &Meter::default());
+    answered.map(drop)
+}
+
 impl Trees {
     /// Nothing yet.
     ///
@@ -92,8 +99,10 @@ impl Trees {
     /// # Errors
     /// [`Kind::NotFound`] if there is no such thing; what git meets.
     pub fn see(&self, what: &str, output: Output) -> Result<Seen> {
-        let (_client, begun) = view(what, output)?;
-        self.seen(&begun)
+        let (client, begun) = view(what, output)?;
+        let seen = self.seen(&begun)?;
+        end(client)?;
+        Ok(seen)
     }
 
     /// The same, and what git has staged and in progress in it.
@@ -101,12 +110,14 @@ impl Trees {
     /// # Errors
     /// As [`Trees::see`].
     pub fn inspect(&self, what: &str, output: Output) -> Result<(Seen, GitState)> {
-        let (_client, begun) = view(what, output)?;
+        let (client, begun) = view(what, output)?;
         let state = match (&begun.dir, &begun.index) {
             (Some(dir), Some(index)) => self.state_of(&begun, &dir.0, &index.0)?,
             _ => GitState::default(),
         };
-        Ok((self.seen(&begun)?, state))
+        let seen = self.seen(&begun)?;
+        end(client)?;
+        Ok((seen, state))
     }
 
     /// What is staged and in progress in a view at `dir`.
