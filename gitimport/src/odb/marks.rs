@@ -45,7 +45,9 @@ impl Marks {
         let Some(marks) = self.tags.get(first as usize..end as usize) else { return };
         let guess = guess(marks, tag);
         let below = partition_point(marks, guess, |mark| mark < tag) as u32;
-        let reached = partition_point(marks, below as usize, |mark| mark <= tag) as u32;
+        // Those of a file that lies may be in any order, and none is passed twice all the same.
+        let equal = partition_point(&marks[below as usize..], 0, |mark| mark <= tag) as u32;
+        let reached = below + equal;
         let number = |mark: u32| (first + mark) * self.step;
         if let Some(last) = below.checked_sub(1) {
             range.start = number(last) + 1;
@@ -111,6 +113,25 @@ mod tests {
                 prop_assert!(guess <= marks.len());
                 prop_assert_eq!(partition_point(&marks, guess, |mark| mark < tag), expected);
             }
+        }
+
+        /// What a range is narrowed to is in it, whatever a file says.
+        #[test]
+        fn marks_in_any_order_lead_nowhere_else(
+            tags in prop::collection::vec(0..40_u32, 1..300),
+            tag in 0..40_u32,
+            step in 1..5_u32,
+            bounds in (0..1_200_u32, 0..1_200_u32),
+        ) {
+            let count = tags.len() as u32 * step;
+            let (start, end) = (bounds.0.min(bounds.1).min(count), bounds.0.max(bounds.1).min(count));
+            let room = Room::take(0).unwrap();
+            let marks = Marks { tags: tags.into_boxed_slice(), step, _room: room, offsets: None };
+            let mut id = [0; 20];
+            id[1..5].copy_from_slice(&tag.to_be_bytes());
+            let mut range = start..end;
+            marks.narrow(&mut range, &id);
+            prop_assert!(start <= range.start && range.start <= range.end && range.end <= end);
         }
     }
 }
