@@ -28,6 +28,7 @@
 //! - [`fixture::codex`] is a real repository, [`fixture::Builder`] makes small ones.
 
 pub mod binary;
+pub mod campaign;
 mod connection;
 pub mod fixture;
 pub mod fleet;

@@ -274,6 +274,23 @@ impl TestStore {
         self.signal(pid, Signal::KILL);
     }
 
+    /// Runs a command and kills the daemon `after` it was begun; whether the command succeeded.
+    ///
+    /// # Panics
+    /// If no daemon runs by then, or if one of the two does not end.
+    pub fn kill_daemon_during(&self, args: &[&str], after: Duration) -> bool {
+        let mut command = self.command(args);
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        thread::sleep(after);
+        self.kill_daemon();
+        let code = wait(&mut child, COMMAND_LIMIT);
+        code.unwrap_or_else(|| panic!("{command:?} does not end")) == 0
+    }
+
     /// Sends `signal` to a process and waits until it is gone.
     ///
     /// # Panics

@@ -14,7 +14,7 @@ use std::process::Command;
 
 use agentfs_tests::fixture::Builder;
 use agentfs_tests::tree::{self, Entry};
-use agentfs_tests::{TestStore, fuse_available, git, mounts};
+use agentfs_tests::{TestStore, campaign, fuse_available, git, mounts};
 
 const PAGE_BYTES: usize = 4096;
 /// Files that only an outbox holds, and how many of them were synced. Those that were not state that these
@@ -333,18 +333,14 @@ fn has_unexpected(
     failed
 }
 
-fn number_of(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
-}
-
 #[test]
 #[expect(clippy::print_stderr, reason = "figures for whoever asks for them")]
 fn damage_anywhere_is_noticed_and_never_read() {
     if !fuse_available() {
         return;
     }
-    let rounds = number_of("AGENTFS_TEST_ROUNDS", 40);
-    let seed = number_of("AGENTFS_TEST_SEED", 1);
+    let rounds = campaign::rounds(40);
+    let seed = campaign::number_of("AGENTFS_TEST_SEED", 1);
     let mut random = Random(seed);
     let scene = Scene::new(&mut random);
     let mut counts: BTreeMap<(&str, Outcome), u64> = BTreeMap::new();

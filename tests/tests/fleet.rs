@@ -8,12 +8,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agentfs_tests::fixture::plain_environment;
 use agentfs_tests::fleet::{assert_sound, change, fork, mounted, status};
-use agentfs_tests::{fuse_available, git, git_command, git_fails, tree};
+use agentfs_tests::{campaign, fuse_available, git, git_command, git_fails, tree};
 
 /// Names, inode numbers and times below `dir`, but for the `.git` file.
 fn stats(dir: &Path) -> Vec<(PathBuf, u64, u64, i64, i64)> {
@@ -544,7 +543,7 @@ fn a_killed_daemon_leaves_forks_and_snapshots_before_or_after() {
     if !fuse_available() {
         return;
     }
-    let rounds = std::env::var("AGENTFS_TEST_ROUNDS").map_or(15, |text| text.parse().unwrap());
+    let rounds = campaign::rounds(15);
     let (store, main) = mounted();
     fs::write(main.join("untracked"), "at first\n").unwrap();
     let first = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
@@ -568,14 +567,8 @@ fn a_killed_daemon_leaves_forks_and_snapshots_before_or_after() {
             store.ok(&["branch", "create", &name, "--from", "main"]);
         }
         let args = args[kind as usize];
-        let mut command = store.command(args);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        let start = Instant::now();
-        let mut child = command.spawn().unwrap();
-        thread::sleep(Duration::from_micros(500 + round * 7919 % 12_000));
-        store.kill_daemon();
-        let succeeded = child.wait().unwrap().success();
-        assert!(start.elapsed() < Duration::from_secs(60));
+        let after = Duration::from_micros(500 + round * 7919 % 12_000);
+        let succeeded = store.kill_daemon_during(args, after);
         store.ok(&["status"]);
         assert_sound(&store);
         if kind == 3 {

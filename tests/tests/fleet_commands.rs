@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use agentfs_tests::fleet::{assert_sound, change, fork, mounted, status};
-use agentfs_tests::{TestStore, fuse_available, git, git_command, tree};
+use agentfs_tests::{TestStore, campaign, fuse_available, git, git_command, tree};
 
 fn has_branch(dir: &Path, name: &str) -> bool {
     let mut look =
@@ -181,15 +181,12 @@ fn a_killed_daemon_leaves_the_old_name_or_the_new_one() {
     fs::write(&go, "").unwrap();
     assert_eq!(expect("middle", false), "middle", "the record has it");
     hook(&main, "exit 0");
-    let rounds = std::env::var("AGENTFS_TEST_ROUNDS").map_or(10, |text| text.parse().unwrap());
+    let rounds = campaign::rounds(10);
     let mut current = "middle".to_owned();
     for round in 0_u64..rounds {
         let next = format!("name{round}");
-        let mut command = store.command(&["branch", "rename", &current, &next]);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        thread::sleep(Duration::from_micros(500 + round * 7919 % 25_000));
-        store.kill_daemon();
-        let succeeded = child.wait().unwrap().success();
+        let after = Duration::from_micros(500 + round * 7919 % 25_000);
+        let succeeded = store.kill_daemon_during(&["branch", "rename", &current, &next], after);
         current = expect(&next, succeeded);
     }
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agentfs_tests::fixture::{self, Builder};
 use agentfs_tests::fleet::{assert_sound, fork};
-use agentfs_tests::{TestStore, Twins, fuse_available, git, tree};
+use agentfs_tests::{TestStore, Twins, campaign, fuse_available, git, tree};
 
 /// How long a test of the real repository may take.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -452,7 +452,7 @@ fn a_killed_daemon_leaves_a_worktree_here_or_there() {
     if !fuse_available() {
         return;
     }
-    let rounds = std::env::var("AGENTFS_TEST_ROUNDS").map_or(12, |text| text.parse().unwrap());
+    let rounds = campaign::rounds(12);
     let limit = Duration::from_secs(300 + 10 * rounds);
     let twins = Twins::of(fixture::codex(), TestStore::with_limit(limit));
     let (store, dir) = (&twins.store, &twins.mounted);

@@ -6,36 +6,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agentfs_tests::fixture::Builder;
 use agentfs_tests::fleet::{assert_sound, change, fork, mounted, status};
-use agentfs_tests::{TestStore, fuse_available, git, git_command, tree};
+use agentfs_tests::{TestStore, campaign, fuse_available, git, git_command, tree};
 
-/// How long a command that lost its daemon may take to say so.
-const LIMIT: Duration = Duration::from_secs(60);
-
-fn rounds(otherwise: u64) -> u64 {
-    std::env::var("AGENTFS_TEST_ROUNDS").map_or(otherwise, |text| text.parse().unwrap())
-}
-
-/// Runs a command of which the daemon is killed, or it, after a time that differs from round to round. Whether it
-/// succeeded.
-fn killed(store: &TestStore, args: &[&str], round: u64, most: u64, kills_command: bool) -> bool {
-    let mut command = store.command(args);
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let start = Instant::now();
-    let mut child = command.spawn().unwrap();
-    thread::sleep(Duration::from_micros(300 + round * 7919 % most));
-    if kills_command {
-        child.kill().unwrap();
-    } else if store.daemon().is_some() {
-        store.kill_daemon();
-    }
-    let succeeded = child.wait().unwrap().success();
-    assert!(start.elapsed() < LIMIT, "round {round}");
-    store.ok(&["status"]);
-    succeeded
+/// When a round ends what it has begun, at most so many microseconds later.
+fn moment(round: u64, most: u64) -> Duration {
+    Duration::from_micros(300 + round * 7919 % most)
 }
 
 #[test]
@@ -48,7 +27,7 @@ fn garbage_that_is_collected_by_a_killed_daemon_takes_nothing_with_it() {
     let side = fork(&store, "side", "main");
     let kept = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
     let at_kept = tree::read(&main);
-    for round in 0..rounds(10) {
+    for round in 0..campaign::rounds(10) {
         fs::write(main.join("untracked"), format!("round {round}\n")).unwrap();
         // What nobody needs: a removed file, a removed branch and a removed snapshot, all in the store.
         let garbage: Vec<u8> =
@@ -61,7 +40,8 @@ fn garbage_that_is_collected_by_a_killed_daemon_takes_nothing_with_it() {
         store.ok(&["branch", "delete", "gone"]);
         store.ok(&["snapshot", "delete", &snapshot]);
         let before = (status(&main), tree::read(&main), tree::read(&side));
-        killed(&store, &["gc"], round, 40_000, false);
+        store.kill_daemon_during(&["gc"], moment(round, 40_000));
+        store.ok(&["status"]);
         let now = (status(&main), tree::read(&main), tree::read(&side));
         assert_eq!(now, before, "round {round}");
         assert_sound(&store);
@@ -102,7 +82,7 @@ fn a_killed_repair_can_be_repeated() {
     store.wait_until("all is stored", || store.ok(&["status"]).contains("content     stored"));
     let (expected, first) = (tree::read(&main), segment(store.home()));
     let (mut damaged, mut unfinished) = (0, 0);
-    for round in 0..rounds(10) {
+    for round in 0..campaign::rounds(10) {
         store.ok(&["daemon", "stop"]);
         let file = OpenOptions::new().read(true).write(true).open(&first).unwrap();
         let len = file.metadata().unwrap().len();
@@ -112,7 +92,8 @@ fn a_killed_repair_can_be_repeated() {
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
         store.ok(&["daemon", "start"]);
-        killed(&store, &["fsck", "--repair"], round, 60_000, false);
+        store.kill_daemon_during(&["fsck", "--repair"], moment(round, 60_000));
+        store.ok(&["status"]);
         let checked = store.run(&["fsck"]).code;
         unfinished += u64::from(checked != 0);
         let repaired = store.run(&["fsck", "--repair"]);
@@ -126,6 +107,15 @@ fn a_killed_repair_can_be_repeated() {
     assert!(damaged > 0, "what was damaged was never needed");
 }
 
+/// Runs a command and kills it; whether it had succeeded.
+fn kill_command(store: &TestStore, args: &[&str], after: Duration) -> bool {
+    let mut command = store.command(args);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    thread::sleep(after);
+    child.kill().unwrap();
+    child.wait().unwrap().success()
+}
+
 #[test]
 fn an_export_is_there_or_is_not() {
     if !fuse_available() {
@@ -136,11 +126,15 @@ fn an_export_is_there_or_is_not() {
     let head = git(&main, &["rev-parse", "HEAD"]);
     let exported = store.json(&["export", "main", "--ref", "refs/heads/whole"]);
     let expected_tree = exported["tree"].as_str().unwrap().to_owned();
-    for round in 0..rounds(10) {
+    for round in 0..campaign::rounds(10) {
         let before = (status(&main), tree::read(&main));
         let reference = format!("refs/heads/out{round}");
         let args = ["export", "main", "--ref", &reference, "-m", "as it is"];
-        let succeeded = killed(&store, &args, round, 40_000, round % 2 == 1);
+        let succeeded = match round % 2 {
+            0 => store.kill_daemon_during(&args, moment(round, 40_000)),
+            _ => kill_command(&store, &args, moment(round, 40_000)),
+        };
+        store.ok(&["status"]);
         assert_eq!((status(&main), tree::read(&main)), before, "round {round}");
         assert_eq!(git(&main, &["rev-parse", "HEAD"]), head, "round {round}");
         let found =

@@ -21,7 +21,9 @@ use std::thread;
 use std::time::Duration;
 
 use agentfs_tests::ledger::{Dice, Ledger};
-use agentfs_tests::{TestStore, fixture::Builder, fuse_available, git, git_command, mounts};
+use agentfs_tests::{
+    TestStore, campaign, fixture::Builder, fuse_available, git, git_command, mounts,
+};
 
 /// Threads that change a directory each.
 const WORKERS: u64 = 3;
@@ -191,19 +193,14 @@ fn end_daemon(store: &TestStore, end: End, dice: &mut Dice) {
     }
 }
 
-fn number_of(variable: &str, default: u64) -> u64 {
-    let Ok(text) = std::env::var(variable) else { return default };
-    text.parse().unwrap_or_else(|error| panic!("{variable} is {text:?}: {error}"))
-}
-
 #[test]
 #[expect(clippy::print_stderr, reason = "a long run says how far it is")]
 fn what_a_killed_daemon_has_acknowledged_is_there() {
     if !fuse_available() {
         return;
     }
-    let rounds = number_of("AGENTFS_TEST_ROUNDS", 8);
-    let seed = number_of("AGENTFS_TEST_SEED", 1);
+    let rounds = campaign::rounds(8);
+    let seed = campaign::number_of("AGENTFS_TEST_SEED", 1);
     let store = TestStore::with_limit(Duration::from_secs(180 + 60 * rounds));
     let builder = Builder::new(&store.path("source"));
     builder.file("file", "x").file("sub/other", "y").commit("one");

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use agentfs_engine::limits::{OUTBOX_BYTES_MAX, OUTBOX_SEGMENT_BYTES_MAX};
-use agentfs_tests::{TestStore, fixture::Builder, fuse_available};
+use agentfs_tests::{TestStore, campaign, fixture::Builder, fuse_available};
 
 /// More than an outbox has in which nothing is, in bytes.
 const SMALL_BYTES: u64 = 64 << 10;
@@ -104,8 +104,7 @@ fn many_files_stay_through_a_stop_and_a_kill() {
     if !fuse_available() {
         return;
     }
-    let files = std::env::var("AGENTFS_TEST_FILES")
-        .map_or(2_000, |text| text.parse().expect("AGENTFS_TEST_FILES is a number"));
+    let files = campaign::number_of("AGENTFS_TEST_FILES", 2_000);
     let store = TestStore::with_limit(Duration::from_secs(180 + files / 200));
     let builder = Builder::new(&store.path("source"));
     builder.file("file", "x").commit("one");

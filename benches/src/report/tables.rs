@@ -192,9 +192,12 @@ pub fn memory(record: &Record, causes: &Causes) -> String {
     );
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     let usable = |files| record.phases.iter().find(|p| p.id == USABLE && p.files == Some(files));
+    let mut medians = Vec::new();
     for point in points {
         let seconds = usable(point.files).and_then(|phase| summary(phase.of(Subject::Ours)));
-        let each = seconds.map(|seconds| time(seconds.median / point.directories as f64));
+        let directories = point.directories as f64;
+        medians.extend(seconds.as_ref().map(|seconds| (directories, seconds.median)));
+        let each = seconds.map(|seconds| time(seconds.median / directories));
         let row = [
             thousands(point.files),
             thousands(point.directories),
@@ -206,13 +209,6 @@ pub fn memory(record: &Record, causes: &Causes) -> String {
         ];
         let _ = writeln!(out, "| {} |", row.join(" | "));
     }
-    let medians: Vec<(f64, f64)> = points
-        .iter()
-        .filter_map(|point| {
-            let seconds = summary(usable(point.files)?.of(Subject::Ours))?;
-            Some((point.directories as f64, seconds.median))
-        })
-        .collect();
     out.push_str(&usable_growth(&medians, causes));
     if last.files - first.files >= SLOPE_FILES_MIN
         && let Some(fit) = Fit::over(points)
@@ -245,8 +241,7 @@ fn usable_growth(sizes: &[(f64, f64)], causes: &Causes) -> String {
     }
     let mut is_met = true;
     let mut steps = Vec::new();
-    for pair in sizes.windows(2) {
-        let [(fewer, shorter), (more, longer)] = pair else { continue };
+    for ((fewer, shorter), (more, longer)) in sizes.iter().zip(&sizes[1..]) {
         is_met &= longer / shorter <= more / fewer;
         steps.push(format!("{:.1} times for {:.1} times as many", longer / shorter, more / fewer));
     }

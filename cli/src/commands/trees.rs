@@ -72,13 +72,6 @@ fn view(what: &str, output: Output) -> Result<(Client, ViewBegun)> {
     Ok((client, begun))
 }
 
-/// Makes sure that all was seen: a view goes with the daemon that shows it, and git takes files for removed that it does
-/// not find.
-fn end(mut client: Client) -> Result<()> {
-    let answered: Result<Status> = client.request(method::STATUS, &(), &Meter::default());
-    answered.map(drop)
-}
-
 impl Trees {
     /// Nothing yet.
     ///
@@ -100,9 +93,7 @@ impl Trees {
     /// [`Kind::NotFound`] if there is no such thing; what git meets.
     pub fn see(&self, what: &str, output: Output) -> Result<Seen> {
         let (client, begun) = view(what, output)?;
-        let seen = self.seen(&begun)?;
-        end(client)?;
-        Ok(seen)
+        self.seen(client, &begun)
     }
 
     /// The same, and what git has staged and in progress in it.
@@ -115,9 +106,7 @@ impl Trees {
             (Some(dir), Some(index)) => self.state_of(&begun, &dir.0, &index.0)?,
             _ => GitState::default(),
         };
-        let seen = self.seen(&begun)?;
-        end(client)?;
-        Ok((seen, state))
+        Ok((self.seen(client, &begun)?, state))
     }
 
     /// What is staged and in progress in a view at `dir`.
@@ -170,8 +159,8 @@ impl Trees {
         self.text(common_dir, ["hash-object", "-t", "tree", "-w", "/dev/null"])
     }
 
-    /// The tree of a view.
-    fn seen(&self, begun: &ViewBegun) -> Result<Seen> {
+    /// The tree of a view, which ends with it.
+    fn seen(&self, mut client: Client, begun: &ViewBegun) -> Result<Seen> {
         let common_dir = begun.common_dir.0.clone();
         let tree = match (&begun.dir, &begun.index, &begun.commit) {
             (Some(dir), index, _) => {
@@ -183,6 +172,8 @@ impl Trees {
             }
             (None, _, None) => self.empty_tree(&common_dir)?,
         };
+        // A view goes with the daemon that shows it, and git takes files for removed that it does not find.
+        let _: Status = client.request(method::STATUS, &(), &Meter::default())?;
         let (repository, commit) = (begun.repository.clone(), begun.commit.clone());
         Ok(Seen { common_dir, repository, tree, commit })
     }
