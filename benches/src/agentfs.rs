@@ -159,10 +159,16 @@ impl Store {
 
     /// `agentfs mount REPO@REV DIR`, timed, of the only repository in the store.
     pub fn mount(&self, revision: &str, dir: &Path) -> Result<Answer> {
-        let status = self.status()?;
-        let repository = status.repositories.first().context("the store is empty")?;
+        let repository = self.repository()?;
         let run = self.run().args(["mount", "--read-only"]);
-        run.arg(format!("{}@{revision}", repository.name)).arg(dir).ok()
+        run.arg(format!("{repository}@{revision}")).arg(dir).ok()
+    }
+
+    /// The name of the only repository in the store.
+    pub fn repository(&self) -> Result<String> {
+        let status = self.status()?;
+        let first = status.repositories.into_iter().next();
+        first.map(|repository| repository.name).context("the store is empty")
     }
 
     /// What `agentfs ps` tells: the daemon, its levers, the repositories. It starts the daemon.

@@ -12,6 +12,7 @@ pub enum Group {
     Cold,
     Large,
     Check,
+    Fleet,
     Growth,
     Commands,
     Write,
@@ -20,13 +21,14 @@ pub enum Group {
 impl Group {
     /// In the order they are measured: what writes deletes at its end, and after a deletion nothing
     /// that creates files is measured.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Clone,
         Self::Git,
         Self::Read,
         Self::Cold,
         Self::Large,
         Self::Check,
+        Self::Fleet,
         Self::Commands,
         Self::Growth,
         Self::Write,
@@ -41,6 +43,7 @@ impl Group {
             Self::Cold => "cold",
             Self::Large => "large",
             Self::Check => "check",
+            Self::Fleet => "fleet",
             Self::Growth => "growth",
             Self::Commands => "commands",
             Self::Write => "write",
@@ -56,6 +59,7 @@ impl Group {
             Self::Cold => "Cold: page cache dropped, daemon freshly started",
             Self::Large => "One large file",
             Self::Check => "Integrity",
+            Self::Fleet => "Many worktrees of one repository",
             Self::Growth => "Growth with the size of the tree",
             Self::Commands => "What agents run, host beside mount",
             Self::Write => "Writing",
@@ -220,6 +224,34 @@ pub const PHASES: &[Phase] = &[
         None,
     ),
     phase(
+        "branch",
+        Group::Fleet,
+        "a branch of its own, mounted",
+        "`agentfs branch create NAME --from BRANCH --mount DIR`, the whole process, against `git worktree add -b NAME DIR`; status equal to that of its origin",
+        Some(0.014),
+    ),
+    phase(
+        "branch_dirty",
+        Group::Fleet,
+        "the same, of a branch with 10,000 new files",
+        "which the new branch has as well; `git worktree add` takes none of them along",
+        Some(0.014),
+    ),
+    phase(
+        "snapshot",
+        Group::Fleet,
+        "a snapshot after an edit",
+        "`agentfs snapshot create BRANCH`, which keeps every file, against `git stash create`, which keeps those that are tracked",
+        None,
+    ),
+    phase(
+        "switch",
+        Group::Fleet,
+        "a switch to an old commit, or back",
+        "`agentfs switch DIR COMMIT` (up to 20 commits away) against `git checkout`; status clean each time",
+        Some(0.05),
+    ),
+    phase(
         "growth_usable",
         Group::Growth,
         "clone, until usable",
@@ -239,6 +271,27 @@ pub const PHASES: &[Phase] = &[
         Group::Growth,
         "`find -type f`",
         "with everything ingested, after the status; lists equal",
+        None,
+    ),
+    phase(
+        "growth_branch",
+        Group::Growth,
+        "a branch of its own, mounted",
+        "`agentfs branch create --mount`, the whole process; median of 7",
+        None,
+    ),
+    phase(
+        "growth_snapshot",
+        Group::Growth,
+        "a snapshot",
+        "`agentfs snapshot create`, the whole process; median of 7",
+        None,
+    ),
+    phase(
+        "growth_switch",
+        Group::Growth,
+        "a switch",
+        "`agentfs switch` to the commit before, which differs in few files; median of 7, there and back in turn",
         None,
     ),
     write(

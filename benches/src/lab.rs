@@ -34,6 +34,8 @@ pub struct Sizes {
     /// Operations of a loop that writes, and of one that syncs each.
     pub written: u64,
     pub synced: u64,
+    /// New files of a worktree of which another one begins.
+    pub dirty: u64,
     /// Counted pairs of phases that take seconds or write gigabytes.
     pub long_pairs: usize,
     /// Whether everything is written back before each clone and each step that writes, so that none
@@ -53,6 +55,7 @@ impl Sizes {
             large_bytes: 16 << 20,
             written: 400,
             synced: 100,
+            dirty: 200,
             long_pairs: 1,
             sync: false,
         }
@@ -70,6 +73,7 @@ impl Sizes {
             large_bytes: 1 << 30,
             written: 4_000,
             synced: 2_000,
+            dirty: 10_000,
             long_pairs: 7.min(pairs),
             sync: true,
         }

@@ -42,6 +42,15 @@ case $command in
         read_arguments "$@"
         worktree "${source##*@}"
         ;;
+    branch)
+        # branch create NAME --from BRANCH --mount DIR
+        from=$(git -C "$AGENTFS_HOME/repos/one.git" worktree list --porcelain | sed -n 's/^worktree //p' | sed -n 2p)
+        dir=$6
+        worktree HEAD
+        (cd "$from" && git ls-files --others --exclude-standard -z | xargs -0r cp --parents -t "$dir")
+        ;;
+    snapshot) git -C "$AGENTFS_HOME/repos/one.git" rev-parse HEAD ;;
+    switch) git -C "$1" checkout --quiet --detach "$2" ;;
     fsck) git -C "$AGENTFS_HOME/repos/one.git" rev-parse --quiet --verify HEAD >/dev/null ;;
     stats) echo '{"event":"result","counters":{"syncs":2},"worktrees":[{"dir":"/x","counters":{"read":3,"init":1},"outbox":{"syncs_asked":7}}]}' ;;
     status) echo '{"event":"result","worktrees":[{"ingested":true,"changes":{"waiting":false}},{"ingested":true}]}' ;;

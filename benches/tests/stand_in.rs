@@ -41,13 +41,30 @@ fn assert_cleaned(work: &Path) {
 fn a_run_measures_renders_and_leaves_nothing() {
     let work = tempfile::tempdir().unwrap();
     // Of every kind one; the continuous integration runs all of them, against agentfs itself.
-    let phases =
-        ["worktree", "lstat", "fsck", "growth", "create", "unlink", "checkout", "write_small"];
+    let phases = [
+        "worktree",
+        "lstat",
+        "fsck",
+        "fleet",
+        "growth",
+        "create",
+        "unlink",
+        "checkout",
+        "write_small",
+    ];
     let args: Vec<&str> = phases.iter().flat_map(|phase| ["--phase", phase]).collect();
     let Some(run) = scoreboard(work.path(), &args, false) else { return };
     let (tables, log) = (text(&run.stdout), text(&run.stderr));
     assert!(run.status.success(), "{log}");
-    let titles = ["one more worktree", "lstat", "fsck of all", "1,200 files", "create +", "unlink"];
+    let titles = [
+        "one more worktree",
+        "lstat",
+        "fsck of all",
+        "a switch to",
+        "1,200 files",
+        "create +",
+        "unlink",
+    ];
     for title in titles.into_iter().chain(["300 commits away", "write a new file"]) {
         assert!(tables.contains(title), "{title} is missing in\n{tables}");
     }

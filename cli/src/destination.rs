@@ -105,7 +105,7 @@ fn missing(dir: &Path) -> Result<Vacancy> {
 /// Refuses a directory that is a mount of ours or lies in one, without asking that mount.
 fn refuse_mounted(dir: &Path) -> Result<()> {
     for above in dir.ancestors() {
-        let state = match agentfs_fuse::mount_state(above) {
+        let state = match agentfs_fuse::our_mount_state(above) {
             Ok(state) => state,
             // The way leads through a mount that is dead; one of the next says of which kind.
             Err(agentfs_fuse::Error::Inspect { source, .. })

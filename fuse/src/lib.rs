@@ -41,7 +41,7 @@ mod warm;
 pub use cache::{LEVERS, Levers};
 pub use counters::{Counters, Message};
 pub use error::{Error, Result};
-pub use mount::{FSTYPE, MountOptions, MountState, mount_state, unmount_path};
+pub use mount::{FSTYPE, MountOptions, MountState, mount_state, our_mount_state, unmount_path};
 pub use mountinfo::mounts_below;
 pub use notify::Stale;
 pub use ops::{Found, Ops, XattrReply};

@@ -91,6 +91,18 @@ pub fn mount_state(dir: &Path) -> Result<MountState> {
     })
 }
 
+/// As [`mount_state`], but what cannot be ours counts as [`MountState::NotMounted`] where that is told without
+/// reading the list of all mounts.
+///
+/// # Errors
+/// As [`mount_state`].
+pub fn our_mount_state(dir: &Path) -> Result<MountState> {
+    match mountinfo::place(dir)? {
+        Some(place) if place.top && place.may_be_ours() => mount_state(dir),
+        _ => Ok(MountState::NotMounted),
+    }
+}
+
 /// Unmounts the mount of ours at `dir`. Lazily, it vanishes at once and goes on serving those who
 /// are in it; a hung one is cut off from its server, which frees who waits for it. A dead one is
 /// always unmounted lazily.

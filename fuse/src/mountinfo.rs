@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, makedev, statx};
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, major, makedev, statx};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -26,6 +26,13 @@ pub(crate) struct Place {
     pub dev: u64,
     /// Whether it is the top of that mount.
     pub top: bool,
+}
+
+impl Place {
+    /// Whether a FUSE mount of ours may be there: it has no device, and a number that the kernel made up.
+    pub(crate) fn may_be_ours(&self) -> bool {
+        major(self.dev) == 0
+    }
 }
 
 /// A line of mountinfo, as far as it is of use.
@@ -75,9 +82,10 @@ pub(crate) fn mounted_at(path: &Path) -> Result<Option<Line>> {
     }
 }
 
-/// The mount that holds `path`, if there is such a path.
+/// The mount that holds `path`, if there is such a path and the mount may be one of ours: the list of all mounts
+/// is not read for others.
 pub(crate) fn mount_of(path: &Path) -> Result<Option<Line>> {
-    place(path)?.map_or(Ok(None), line_of)
+    place(path)?.filter(Place::may_be_ours).map_or(Ok(None), line_of)
 }
 
 /// What is mounted below `dir` but not at it, the innermost first: where, counted from there, and which directory of

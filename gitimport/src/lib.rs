@@ -45,6 +45,7 @@ mod replace;
 pub mod repository;
 pub mod saved;
 pub mod source;
+mod spare;
 pub mod state;
 pub mod switch;
 mod template;

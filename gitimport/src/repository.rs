@@ -12,6 +12,7 @@ use crate::limits::{SYMBOLIC_REFERENCES_MAX, TAG_CHAIN_MAX, WHOLE_OBJECT_BYTES_M
 use crate::object::{Kind, from_gix, to_gix_kind};
 use crate::odb::{Odb, Reader};
 use crate::replace::Replacements;
+use crate::spare::Spare;
 
 /// An open repository.
 pub struct Repository {
@@ -19,6 +20,7 @@ pub struct Repository {
     git_dir: PathBuf,
     odb: Arc<Odb>,
     replacements: Arc<Replacements>,
+    spare: Arc<Spare>,
 }
 
 /// What is needed of a commit.
@@ -59,19 +61,19 @@ impl Repository {
     /// [`Error::NotARepository`], [`Error::Git`] for configuration that cannot be read, or what
     /// [`Odb::open`] meets.
     pub fn open(git_dir: &Path) -> Result<Self> {
-        Self::open_with(git_dir, None)
+        Self::open_with(git_dir, None, Arc::default())
     }
 
     /// Opens it anew: with its configuration and replacements as they are now, and with what is in
-    /// memory of its objects.
+    /// memory of its objects, and the git process that waits for it.
     ///
     /// # Errors
     /// As [`Repository::open`].
     pub fn reopen(&self) -> Result<Self> {
-        Self::open_with(&self.git_dir, Some(&self.odb))
+        Self::open_with(&self.git_dir, Some(&self.odb), Arc::clone(&self.spare))
     }
 
-    fn open_with(git_dir: &Path, odb: Option<&Arc<Odb>>) -> Result<Self> {
+    fn open_with(git_dir: &Path, odb: Option<&Arc<Odb>>, spare: Arc<Spare>) -> Result<Self> {
         let not_one = |why: String| Error::NotARepository { path: git_dir.to_owned(), why };
         // gix reads objects only to resolve what is not a plain reference or a full id.
         let limits = [format!("gitoxide.objects.allocLimit={WHOLE_OBJECT_BYTES_MAX}")];
@@ -101,7 +103,7 @@ impl Repository {
             None => Odb::open(&local.common_dir().join("objects"), hash)?,
         };
         let replacements = Arc::new(Replacements::of_repository(&local, &odb));
-        Ok(Self { git, git_dir: git_dir.to_owned(), odb, replacements })
+        Ok(Self { git, git_dir: git_dir.to_owned(), odb, replacements, spare })
     }
 
     /// The git directory as it was given to [`Repository::open`].
@@ -122,6 +124,11 @@ impl Repository {
     /// What is read in the place of something else.
     pub(crate) fn replacements(&self) -> &Arc<Replacements> {
         &self.replacements
+    }
+
+    /// The git process that makes its next branch.
+    pub(crate) fn spare(&self) -> &Arc<Spare> {
+        &self.spare
     }
 
     /// gix's view of it, for this thread.

@@ -10,6 +10,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use agentfs_engine::GitOid;
+use gix::refs::FullName;
 
 use crate::error::{Error, Result};
 use crate::files::{self, ASIDE};
@@ -230,10 +231,8 @@ impl Repository {
     /// # Errors
     /// [`Error::Git`] if there is such a branch, or the name is not one.
     pub fn create_branch(&self, name: &str, commit: &GitOid) -> Result<()> {
-        let commit = commit.to_string();
-        // Nothing is what it must be before.
-        let args = ["-m", "branch: created by agentfs", &format!("{HEADS}{name}"), &commit, ""];
-        self.update_ref(args[2], &args, "create")
+        let full = full_name(&format!("{HEADS}{name}"), self.git_dir(), "create")?;
+        self.spare().create(self.git_dir(), &full, commit)
     }
 
     /// Removes a reference by its full name, if it still is `commit`; it is fine if it is gone.
@@ -259,16 +258,19 @@ impl Repository {
     /// also if this one is killed meanwhile; a lock that is left behind would keep everybody from changing
     /// references.
     fn update_ref(&self, name: &str, args: &[&str], verb: &str) -> Result<()> {
-        let action = format!("{verb} reference {name}");
-        gix::refs::FullName::try_from(name).map_err(|error| Error::Git {
-            action: action.clone(),
-            git_dir: self.git_dir().to_owned(),
-            source: error.into(),
-        })?;
+        full_name(name, self.git_dir(), verb)?;
         let mut git = transport::git();
         git.args(["update-ref", "--no-deref"]).args(args);
-        transport::run(&mut git, self.git_dir(), &action).map(drop)
+        transport::run(&mut git, self.git_dir(), &format!("{verb} reference {name}")).map(drop)
     }
+}
+
+fn full_name(name: &str, git_dir: &Path, verb: &str) -> Result<FullName> {
+    FullName::try_from(name).map_err(|error| Error::Git {
+        action: format!("{verb} reference {name}"),
+        git_dir: git_dir.to_owned(),
+        source: error.into(),
+    })
 }
 
 #[cfg(test)]

@@ -97,6 +97,7 @@ fn a_name_that_cannot_be_is_refused() {
         assert_eq!(branches(&store), ["main", "other"], "{name}");
     }
     store.fails(3, &["branch", "rename", "nowhere", "new"]);
+    assert!(store.fails(3, &["branch", "rename", "source", "new"]).contains("is a repository"));
     let loose = store.path("loose");
     store.ok(&["mount", "source@main~0", &loose.display().to_string()]);
     let detached = store.json(&["status", &loose.display().to_string()]);

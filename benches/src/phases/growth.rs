@@ -2,15 +2,29 @@
 
 use anyhow::{Context, Result};
 
-use super::{Book, Expected, Rounds, clean_status, interleave, warm};
+use super::{Book, Expected, Rounds, clean_status, fleet, interleave, warm};
 use crate::generate::Recipe;
 use crate::lab::{Lab, say, settle_index};
 use crate::machine;
+use crate::process::{Answer, Run};
 use crate::record::{MemoryPoint, Outcome, Subject};
-use crate::rivals::{Until, make};
+use crate::rivals::{Site, Until, make};
 use crate::source::Source;
+use crate::stats::summary;
 
-const IDS: [&str; 4] = ["growth_usable", "growth_first_status", "growth_status", "growth_list"];
+const IDS: [&str; 7] = [
+    "growth_usable",
+    "growth_first_status",
+    "growth_status",
+    "growth_list",
+    "growth_branch",
+    "growth_snapshot",
+    "growth_switch",
+];
+/// Of these the native side takes as long as a checkout.
+const OURS_ALONE: [&str; 3] = ["growth_branch", "growth_snapshot", "growth_switch"];
+/// How often each of them is done for one figure.
+const TURNS: usize = 7;
 /// From this size on there is no warm-up: one round takes minutes.
 const FILES_WITHOUT_WARMUP: u64 = 1_000_000;
 /// Bytes on disk that a native file takes at most here, with its share of the repository.
@@ -59,7 +73,8 @@ fn one_size(lab: &Lab, files: u64, rounds: Rounds, book: &mut Book) -> Result<()
         let mut look = || list.printed(&site, &warm::find(&site.root).ok()?, true);
         let Some(store) = &site.store else {
             settle_index(&site.root)?;
-            return Ok([answer.seconds(), first, clean_status(&site.root)?, look()?]);
+            let warm = clean_status(&site.root)?;
+            return Ok([answer.seconds(), first, warm, look()?, 0.0, 0.0, 0.0]);
         };
         store.wait_idle()?;
         let (status, for_status) = store.counting_requests(|| clean_status(&site.root))?;
@@ -67,17 +82,38 @@ fn one_size(lab: &Lab, files: u64, rounds: Rounds, book: &mut Book) -> Result<()
         if let (Subject::Ours, Some(usable)) = (subject, usable) {
             let directories = source.about.directories;
             memory = Some(MemoryPoint { files, directories, usable, settled: store.memory()? });
-            requests = [None, None, Some(for_status), Some(for_listing)];
+            requests[2..4].copy_from_slice(&[Some(for_status), Some(for_listing)]);
         }
-        Ok([answer.seconds(), first, status, listing])
+        let [branch, snapshot, switch] = fleet(lab, &site, &source)?;
+        Ok([answer.seconds(), first, status, listing, branch, snapshot, switch])
     })?;
-    for ((id, series), requests) in IDS.into_iter().zip(measured).zip(requests) {
+    for ((id, mut series), requests) in IDS.into_iter().zip(measured).zip(requests) {
+        if OURS_ALONE.contains(&id) {
+            series.retain(|series| series.subject != Subject::Native);
+        }
         if book.wants(id) {
             book.counted(id, series, Some(files), requests);
         }
     }
     book.memory.push(memory.context("agentfs took no part")?);
     Ok(())
+}
+
+/// What a branch, a snapshot and a switch take.
+fn fleet(lab: &Lab, site: &Site, source: &Source) -> Result<[f64; 3]> {
+    let before = Run::git(&site.root).args(["rev-parse", "HEAD~1"]).ok()?.text();
+    let median = |what: &mut dyn FnMut(usize) -> Result<Answer>| {
+        let seconds: Result<Vec<f64>> = (0..TURNS).map(|turn| Ok(what(turn)?.seconds())).collect();
+        let summary = summary(&seconds?).context("there were no turns")?;
+        Ok::<_, anyhow::Error>(summary.median)
+    };
+    Ok([
+        median(&mut |_| fleet::begin(site, source, &lab.fresh("tree")))?,
+        median(&mut |_| fleet::keep(site, source))?,
+        median(&mut |turn| {
+            fleet::change(site, if turn % 2 == 0 { before.trim() } else { &source.about.head })
+        })?,
+    ])
 }
 
 /// The tree measured is the tree asked for.

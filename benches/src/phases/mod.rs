@@ -4,6 +4,7 @@ mod check;
 mod clone;
 mod cold;
 mod commands;
+mod fleet;
 mod growth;
 mod large;
 mod warm;
@@ -127,6 +128,7 @@ pub fn run(lab: &Lab, source: &Source, book: &mut Book) {
             Group::Cold => cold::run(lab, source, book),
             Group::Large => large::run(lab, book),
             Group::Check => check::run(lab, source, book),
+            Group::Fleet => fleet::run(lab, source, book),
             Group::Growth => growth::run(lab, book),
             Group::Commands => commands::run(lab, book),
             Group::Write => write::run(lab, source, book),

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use crate::daemon::note::{Making, Note};
-use crate::daemon::opening::Opening;
+use crate::daemon::opening::{Cold, Opening};
 use crate::daemon::redirects;
 use crate::daemon::repositories::{OpenRepository, name_of, unique};
 use crate::daemon::rpc::{Answer, Call, Wait};
@@ -94,8 +94,8 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
     daemon.repositories.insert(&repository);
     let created = opening.as_ref().is_some_and(Opening::created);
     let notes = opening.as_ref().map(Opening::notes).unwrap_or_default();
-    if let Some(opening) = opening {
-        opening.keep(daemon, true);
+    if let Some(cold) = opening.and_then(|opening| opening.keep(daemon, true)) {
+        cold.warm();
     }
     let mut opened = describe(daemon, &branch, worktree.as_ref(), target.note)?;
     opened.notes.extend(notes);
@@ -296,7 +296,7 @@ pub fn keep(
     let worktree = opening.record().cloned();
     let created = opening.created();
     let notes = opening.notes();
-    opening.keep(daemon, recorded);
+    let cold = opening.keep(daemon, recorded);
     let mut opened = describe(daemon, branch, worktree.as_ref(), note)?;
     opened.notes.extend(notes);
     let undo = {
@@ -308,7 +308,14 @@ pub fn keep(
             }
         }
     };
-    answer(daemon, branch, trees, opened, false, undo)
+    let mut answer = answer(daemon, branch, trees, opened, false, undo)?;
+    let after = answer.after.take();
+    answer.after = Some(Box::new(move || {
+        // The processors are the client's until it has its answer.
+        cold.into_iter().for_each(Cold::warm);
+        after.into_iter().for_each(|after| after());
+    }));
+    Ok(answer)
 }
 
 fn undo_mount(daemon: &Daemon, dir: &Path, created: bool) -> Result<()> {

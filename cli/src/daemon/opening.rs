@@ -136,8 +136,8 @@ impl<'a> Opening<'a> {
     }
 
     /// Keeps the mount. One that is not on record keeps its note instead, for the case that the
-    /// daemon is killed.
-    pub fn keep(mut self, daemon: &Daemon, recorded: bool) {
+    /// daemon is killed. Returns it if the kernel's caches are still to be filled.
+    pub fn keep(mut self, daemon: &Daemon, recorded: bool) -> Option<Cold> {
         self.created = false;
         self.git_dir = None;
         let note = self.note.take().filter(|_| !recorded).map(Arc::new);
@@ -147,10 +147,23 @@ impl<'a> Opening<'a> {
             let name = mount_name(&record);
             let redirects = Arc::new(redirects);
             let up = Arc::new(Up { record, worktree, name, mounted, note, redirects });
-            if !self.warm {
-                warm(&up);
-            }
+            let cold = (!self.warm).then(|| Cold(Arc::clone(&up)));
             self.reservation.fill(Slot::Up(up));
+            return cold;
+        }
+        None
+    }
+}
+
+/// A mount of which the kernel knows nothing yet.
+pub struct Cold(Arc<Up>);
+
+impl Cold {
+    /// Has the kernel learn the names and attributes of a worktree before they are asked for, on a thread of its own.
+    pub fn warm(self) {
+        let walk = move || fill_caches(&self.0.record.dir, &self.0.mounted);
+        if let Err(error) = thread::Builder::new().name("agentfs-warm".into()).spawn(walk) {
+            debug!("cannot warm a mount: {error}");
         }
     }
 }
@@ -201,7 +214,7 @@ pub fn reopen(
     let record_now = record.clone();
     let up = Arc::new(Up { record: record_now, worktree, name, mounted, note: None, redirects });
     if !is_warm {
-        warm(&up);
+        Cold(Arc::clone(&up)).warm();
     }
     daemon.worktrees.fill(&record.dir, Slot::Up(up));
     Ok(record)
@@ -368,15 +381,6 @@ fn new_git_dir(repository: &OpenRepository, branch: &Branch, dir: &Path) -> Resu
 
 fn create_dir(dir: &Path) -> Result<()> {
     DirBuilder::new().mode(0o777).create(dir).map_err(|error| Failure::io("create", dir, &error))
-}
-
-/// Has the kernel learn the names and attributes of a worktree before they are asked for.
-fn warm(up: &Arc<Up>) {
-    let up = Arc::clone(up);
-    let walk = move || fill_caches(&up.record.dir, &up.mounted);
-    if let Err(error) = thread::Builder::new().name("agentfs-warm".into()).spawn(walk) {
-        debug!("cannot warm a mount: {error}");
-    }
 }
 
 fn fill_caches(dir: &Path, mounted: &Mounted) {

@@ -127,7 +127,10 @@ pub fn recorded(daemon: &Daemon, what: &str, hint: &str) -> Result<(Arc<OpenRepo
     let (name, revision) = parse(daemon, what)?;
     let repository = daemon.repositories.get(&daemon.store, &name)?;
     let branch = daemon.store.branch(&name, &revision)?.ok_or_else(|| {
-        let message = format!("{revision:?} is no branch of {name} that agentfs has on record");
+        let message = match revision.as_str() {
+            "" => format!("{name} is a repository; it takes one of its branches"),
+            _ => format!("{revision:?} is no branch of {name} that agentfs has on record"),
+        };
         Failure::new(Kind::NotFound, message).hint(hint)
     })?;
     Ok((repository, branch))
