@@ -20,6 +20,7 @@ pub mod error;
 mod fields;
 pub mod gc;
 pub mod id;
+pub mod latency;
 pub mod limits;
 pub mod outbox;
 mod overlay;

@@ -2,7 +2,11 @@
 //!
 //! `forget` counts inodes and not messages, of which one can hold many.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use agentfs_engine::latency::Latency;
 
 macro_rules! messages {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -82,6 +86,8 @@ const MESSAGES: usize = Message::ALL.len();
 #[derive(Debug)]
 pub struct Counters {
     messages: [AtomicU64; MESSAGES],
+    /// Of the kinds that came.
+    latencies: [OnceLock<Box<Latency>>; MESSAGES],
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
     entries_listed: AtomicU64,
@@ -95,6 +101,7 @@ impl Default for Counters {
     fn default() -> Self {
         Self {
             messages: [const { AtomicU64::new(0) }; MESSAGES],
+            latencies: [const { OnceLock::new() }; MESSAGES],
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
             entries_listed: AtomicU64::new(0),
@@ -134,6 +141,20 @@ impl Counters {
         let messages = Message::ALL.iter().map(|kind| (kind.name(), self.of(*kind)));
         let others = others.map(|(name, count)| (name, count.load(Ordering::Relaxed)));
         messages.chain(others).collect()
+    }
+
+    /// How long those took of each kind that are more than an answer, from when they were read until they were
+    /// answered: as [`Latency::snapshot`] has it.
+    pub fn latencies(&self) -> Vec<(&'static str, Vec<(u64, u64)>)> {
+        let of = |kind: &Message| {
+            let latency = self.latencies[*kind as usize].get()?;
+            Some((kind.name(), latency.snapshot()))
+        };
+        Message::ALL.iter().filter_map(of).collect()
+    }
+
+    pub(crate) fn took(&self, message: Message, took: Duration) {
+        self.latencies[message as usize].get_or_init(Box::default).record(took);
     }
 
     pub(crate) fn count(&self, message: Message) {

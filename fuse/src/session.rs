@@ -183,6 +183,11 @@ impl Mounted {
         self.counts().snapshot()
     }
 
+    /// How long messages took; see [`Counters::latencies`].
+    pub fn latencies(&self) -> Vec<(&'static str, Vec<(u64, u64)>)> {
+        self.counts().latencies()
+    }
+
     /// The counts themselves.
     pub fn counts(&self) -> &Counters {
         self.ops.counters()

@@ -5,18 +5,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::campaign;
 use crate::fixture::{Builder, git};
 use crate::store::TestStore;
 
 /// How long a test of many branches may take.
 const LIMIT: Duration = Duration::from_secs(300);
+/// And with each round that is asked for.
+const ROUND_LIMIT: Duration = Duration::from_secs(3);
 
 /// A store with a mounted worktree of a small repository with three files and an ignored directory.
 ///
 /// # Panics
 /// If it cannot be made.
 pub fn mounted() -> (TestStore, PathBuf) {
-    let store = TestStore::with_limit(LIMIT);
+    let store = TestStore::with_limit(LIMIT + ROUND_LIMIT * campaign::rounds(0) as u32);
     let source = Builder::new(&store.path("source"));
     source.file("dir/one", "1\n").file("dir/two", "2\n").file("three", "3\n");
     source.file(".gitignore", "build/\n").commit("first");

@@ -366,12 +366,17 @@ fn watch(done: &(Mutex<bool>, Condvar), limit: Duration, root: &Path, lock: &Pat
         return;
     }
     eprintln!("the test takes longer than {limit:?}: its daemon is killed");
-    if let Some(pid) = running(lock) {
-        kill_process(pid, Signal::KILL).ok();
-    }
-    mounts::detach_all(root);
+    let take_away = || {
+        if let Some(pid) = running(lock) {
+            kill_process(pid, Signal::KILL).ok();
+        }
+        mounts::detach_all(root);
+    };
+    take_away();
     if !wait(GRACE) {
         eprintln!("the test does not end");
+        // It may have started another one.
+        take_away();
         std::process::abort();
     }
 }

@@ -8,11 +8,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentfs_tests::fixture::plain_environment;
 use agentfs_tests::fleet::{assert_sound, change, fork, mounted, status};
-use agentfs_tests::{campaign, fuse_available, git, git_command, git_fails, tree};
+use agentfs_tests::{TestStore, campaign, fuse_available, git, git_command, git_fails, tree};
 
 /// Names, inode numbers and times below `dir`, but for the `.git` file.
 fn stats(dir: &Path) -> Vec<(PathBuf, u64, u64, i64, i64)> {
@@ -483,6 +483,23 @@ fn output(child: Child) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
+/// Says how git fares when it is asked for as many worktrees at once.
+#[expect(clippy::print_stderr, reason = "figures for whoever asks for them")]
+fn beside_git(store: &TestStore, plain: &Path, agents: u64, ours: Duration) {
+    let start = Instant::now();
+    let added: Vec<_> = (0..agents)
+        .map(|agent| {
+            let (name, dir) = (format!("git{agent}"), store.path_text(&format!("g{agent}")));
+            let mut command = git_command(plain, &["worktree", "add", "-b", &name, &dir]);
+            command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    let ended = added.into_iter().map(|mut child| child.wait().unwrap());
+    let succeeded = ended.filter(std::process::ExitStatus::success).count();
+    let git = start.elapsed();
+    eprintln!("{agents} of {agents} worktrees in {ours:.2?}; of git {succeeded} in {git:.2?}");
+}
+
 /// A hundred agents at once get a worktree each, work side by side, and end where each of them would have
 /// ended alone on a plain checkout.
 #[test]
@@ -509,6 +526,7 @@ fn a_hundred_agents_at_once_do_what_each_would_do_alone() {
         })
         .collect();
 
+    let start = Instant::now();
     let added: Vec<_> = (0..agents)
         .map(|agent| {
             let (name, dir) = (format!("agent{agent}"), store.path_text(&format!("a{agent}")));
@@ -518,6 +536,7 @@ fn a_hundred_agents_at_once_do_what_each_would_do_alone() {
         })
         .collect();
     added.into_iter().for_each(|child| drop(output(child)));
+    beside_git(&store, &plain, agents, start.elapsed());
     let sessions: Vec<_> = (0..agents)
         .map(|agent| {
             let dir = store.path(&format!("a{agent}"));

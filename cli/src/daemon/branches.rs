@@ -17,6 +17,7 @@ use agentfs_gitimport::walk::ImportedTrees;
 use tracing::warn;
 
 use crate::daemon::calls;
+use crate::daemon::laps::Steps;
 use crate::daemon::note::{Making, Note};
 use crate::daemon::opening::{self, Begin, Opening};
 use crate::daemon::redirects;
@@ -33,6 +34,9 @@ use crate::protocol::{
     BranchCreateCall, BranchDeleteCall, BranchDeleted, MountCall, UmountCall, UndeleteCall,
     WorktreeRemoveCall, WorktreeRemoved,
 };
+
+/// What the steps of a fork are counted as.
+pub const FORK: &str = "fork";
 
 /// Where a branch begins that is more than a commit.
 pub struct Start {
@@ -216,8 +220,13 @@ pub fn create(daemon: &Arc<Daemon>, params: &BranchCreateCall, call: &Call) -> R
     }
     // What a branch stands on stays until it is on record.
     let names = daemon.lock_names();
-    match Seen::of(daemon, &params.from, params.committed)? {
-        Seen::Point(start) => fork(daemon, params, &start, call, names),
+    let mut steps = daemon.laps.begin(FORK);
+    let seen = Seen::of(daemon, &params.from, params.committed)?;
+    match seen {
+        Seen::Point(start) => {
+            steps.done("seal");
+            fork(daemon, params, &start, call, names, steps)
+        }
         Seen::Commit(repository, target) => begin(daemon, params, &repository, target, call, names),
     }
 }
@@ -268,6 +277,7 @@ fn fork(
     start: &Start,
     call: &Call,
     names: MutexGuard<'_, ()>,
+    mut steps: Steps<'_>,
 ) -> Result<Answer> {
     let Start { repository, of, point, origin, state, .. } = start;
     // References are read as they are now in any case.
@@ -277,6 +287,7 @@ fn fork(
     let head = start.head()?;
     refuse_taken(daemon, &git, &of.repository, name)?;
     let mut made = Made::branch(daemon, &git, &of.repository, name, head.commit)?;
+    steps.done("git branch");
     let worktree = match &params.mount {
         Some(at) => at.dir.0.clone(),
         None => daemon.layout.unmounted(&of.repository, name),
@@ -293,6 +304,7 @@ fn fork(
     };
     let git_dir = new.create(|_| Ok(()))?;
     made.git_dir_is(&git_dir)?;
+    steps.done("git directory");
     let branch = Branch {
         name: name.into(),
         number,
@@ -323,6 +335,7 @@ fn fork(
     made.recorded = Some((branch.clone(), params.mount.as_ref().map(|at| at.dir.0.clone())));
     inherited.keep();
     drop(names);
+    steps.done("record");
     let notes = match params.seed_redirects {
         true => redirects::seed(daemon, of.number, number),
         false => Vec::new(),
@@ -336,7 +349,9 @@ fn fork(
             let begin = Some(Begin { point, origin: origin.as_ref() });
             let opening = Opening::new(daemon, reservation, repository, &branch, at, begin)?;
             call.cancel.check()?;
-            calls::keep(daemon, opening, &branch, trees, None, true)?
+            let answer = calls::keep(daemon, opening, &branch, trees, None, true)?;
+            steps.done("mount");
+            answer
         }
         None => answer(daemon, branch, trees)?,
     };

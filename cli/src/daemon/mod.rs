@@ -11,6 +11,7 @@ mod check;
 mod execs;
 mod ingest;
 mod keeper;
+mod laps;
 mod memory;
 mod note;
 mod opening;

@@ -297,7 +297,9 @@ pub fn worktree(
     let outbox = daemon.layout.outbox(branch.number);
     if let Some(Begin { point, origin }) = begin.filter(|_| !read_only) {
         let (number, disk) = (branch.number, Arc::new(Disk));
+        let mut steps = daemon.laps.begin(branches::FORK);
         let fork = Worktree::fork(base, contents, options, number, disk, &outbox, point, origin)?;
+        steps.done("worktree");
         return Ok(fork);
     }
     while let Some(owner) = daemon.store.waits_for(branch.number)? {

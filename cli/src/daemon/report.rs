@@ -106,6 +106,12 @@ pub fn stats(daemon: &Daemon) -> Result<Stats> {
             dir: dir.as_path().into(),
             counters: named(up.mounted.counters()),
             outbox: up.worktree.state().map(|state| outbox(&state.outbox)).unwrap_or_default(),
+            latencies: up
+                .mounted
+                .latencies()
+                .into_iter()
+                .map(|(name, durations)| (name.to_owned(), durations))
+                .collect(),
         }),
         _ => None,
     });
@@ -135,6 +141,7 @@ pub fn stats(daemon: &Daemon) -> Result<Stats> {
             ("git_files_synced", daemon.ingest.synced()),
         ]),
         process: process(daemon),
+        calls: daemon.laps.snapshot(),
         worktrees: worktrees.collect(),
     })
 }

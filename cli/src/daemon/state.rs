@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::daemon::execs::Execs;
 use crate::daemon::ingest::Ingest;
+use crate::daemon::laps::Laps;
 use crate::daemon::repositories::{self, Repositories};
 use crate::daemon::worktrees::Worktrees;
 use crate::error::Result;
@@ -36,6 +37,8 @@ pub struct Daemon {
     pub ingest: Arc<Ingest>,
     /// What moves changes of worktrees into the store.
     pub drainer: Drainer,
+    /// How long calls took.
+    pub laps: Laps,
     /// When it started.
     pub started: Instant,
     /// Becomes true when it is to end.
@@ -60,6 +63,7 @@ impl Daemon {
             levers,
             ingest: Ingest::new(Arc::clone(&store), Arc::clone(&repositories)),
             drainer: Drainer::default(),
+            laps: Laps::default(),
             started: Instant::now(),
             stop: watch::Sender::new(false),
             names: Mutex::new(()),

@@ -483,6 +483,9 @@ pub struct Stats {
     pub counters: BTreeMap<String, u64>,
     /// The daemon's own use of the machine.
     pub process: BTreeMap<String, u64>,
+    /// How long calls took, and steps of them, since it started.
+    #[serde(default)]
+    pub calls: BTreeMap<String, Durations>,
     /// The messages of the kernel by worktree.
     pub worktrees: Vec<WorktreeStats>,
 }
@@ -497,7 +500,14 @@ pub struct WorktreeStats {
     /// What its outbox has done since it was opened; empty for a worktree that is read-only.
     #[serde(default)]
     pub outbox: BTreeMap<String, u64>,
+    /// How long messages took by name, inside the daemon.
+    #[serde(default)]
+    pub latencies: BTreeMap<String, Durations>,
 }
+
+/// How long something took each time: pairs of an upper end in nanoseconds and a count, in rising order. What one
+/// pair counts is not in the next.
+pub type Durations = Vec<(u64, u64)>;
 
 /// What a check has found.
 #[derive(Clone, Debug, Serialize, Deserialize)]

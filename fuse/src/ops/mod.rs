@@ -14,6 +14,7 @@ use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use agentfs_engine::worktree::{Attributes, GIT_FILE_NAME, Worktree};
 use agentfs_engine::{Ino, Result as EngineResult};
@@ -176,7 +177,10 @@ impl Ops {
         operation: impl FnOnce() -> EngineResult<T>,
     ) -> Result<T, Errno> {
         self.counters.count(message);
-        self.guarded(message, ino, operation)
+        let start = Instant::now();
+        let result = self.guarded(message, ino, operation);
+        self.counters.took(message, start.elapsed());
+        result
     }
 
     /// Performs one operation and translates how it failed.
