@@ -1,8 +1,8 @@
-//! A git process that has started before it is needed, for the next branch that is made.
+//! A git process that has started before it is needed, for the next reference that is changed.
 //!
 //! git has the last word on references: their format, their locks, hooks and logs are its own. But to start it and
-//! have it read its configuration takes several times as long as the change does. So after each branch a process
-//! is started that waits on its standard input for the next one ([git-update-ref(1)], `--stdin`). It makes one branch
+//! have it read its configuration takes several times as long as the change does. So after each change a process
+//! is started that waits on its standard input for the next one ([git-update-ref(1)], `--stdin`). It makes one change
 //! and ends: its clock for the log stands still from the first entry on.
 //!
 //! It ends as well when this process does, whose end of the pipe closes then.
@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use agentfs_engine::GitOid;
+use gix::refs::FullName;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::error::{Error, Result};
@@ -29,6 +30,27 @@ const AGE_MAX: Duration = Duration::from_secs(600);
 const DONE: &str = "commit: ok";
 /// Most bytes of its complaint that are shown.
 const COMPLAINT_BYTES_MAX: u64 = 4 << 10;
+
+/// What a process is told to do with a reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Make it, where there is none, as a new branch.
+    Create,
+    /// Have it lead to a commit, wherever it led before. A log would call it a new branch.
+    Update,
+    /// Remove it, if it leads to a commit.
+    Delete,
+}
+
+impl Change {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Delete => "delete",
+        }
+    }
+}
 
 /// The process that waits for a repository, if there is one.
 #[derive(Debug, Default)]
@@ -56,23 +78,26 @@ struct Git {
 type Version = (u64, u64, i64, i64);
 
 impl Spare {
-    /// Makes reference `name` at `commit`, and has a process wait for the next one.
+    /// Makes a change of reference `name`, and has a process wait for the next one.
     ///
     /// # Errors
-    /// [`Error::Git`] if there is one of that name, it cannot be one, or git cannot make it.
-    pub(crate) fn create(
+    /// [`Error::Git`] if it is not as it must be, or git cannot change it.
+    pub(crate) fn make(
         self: &Arc<Self>,
         git_dir: &Path,
-        name: &gix::refs::FullName,
+        change: Change,
+        name: &FullName,
         commit: &GitOid,
     ) -> Result<()> {
+        let name = name.as_bstr();
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Git {
-            action: format!("create reference {}", name.as_bstr()),
+            action: format!("{} reference {name}", change.word()),
             git_dir: git_dir.to_owned(),
             source,
         };
         // No reference has a name with a blank or a line end.
-        let commands = format!("start\ncreate {} {commit}\nprepare\ncommit\n", name.as_bstr());
+        let change = change.word();
+        let commands = format!("start\n{change} {name} {commit}\nprepare\ncommit\n");
         let kept = self.waiting().take().filter(|waiting| waiting.is_current(git_dir));
         // One that somebody has ended takes no commands, and another is asked.
         let told = kept.map(|kept| kept.tell(&commands)).filter(|told| told.is_ok());
@@ -91,7 +116,7 @@ impl Spare {
                 *spare.waiting() = Some(started);
             }
         };
-        // Without one that waits, the next branch only takes longer.
+        // Without one that waits, the next change only takes longer.
         drop(std::thread::Builder::new().name("agentfs-git".into()).spawn(prepare));
         Ok(())
     }
@@ -196,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn each_branch_is_made_by_the_process_that_waited_for_it() {
+    fn each_change_is_made_by_the_process_that_waited_for_it() {
         let sandbox = Sandbox::new();
         let (repository, commit) = setup(&sandbox);
         let mut before = None;
@@ -207,8 +232,13 @@ mod tests {
             assert_ne!(before, Some(now), "one process made two branches");
             before = Some(now);
         }
+        repository.remove_reference("refs/heads/a", &commit).unwrap();
+        repository.keep("refs/agentfs/x", &commit).unwrap();
+        repository.keep("refs/agentfs/x", &commit).unwrap();
+        let refs = git(repository.git_dir(), &["for-each-ref", "--format=%(refname:short)"]);
+        assert_eq!(refs, "agentfs/x\nb/c\nb/d\nmain");
         let reopened = repository.reopen().unwrap();
-        assert_eq!(Some(waiting(&reopened)), before);
+        assert_eq!(waiting(&reopened), waiting(&repository));
     }
 
     #[test]

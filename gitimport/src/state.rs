@@ -17,6 +17,7 @@ use crate::files::{self, ASIDE};
 use crate::limits::{GIT_FILE_BYTES_MAX, STATE_DEPTH_MAX};
 use crate::repository::Repository;
 use crate::saved::{DIGESTS, restate, write_digests};
+use crate::spare::Change;
 use crate::transport;
 
 /// Files that say to what an operation in progress is to return, and what a branch begins with there.
@@ -171,7 +172,7 @@ pub fn restore(
     carry_dir(from, git_dir, 0)?;
     let head = read(&from.join("HEAD"))?.unwrap_or_default();
     if let (Some(commit), true) = (commit, head == format!("ref: {HEADS}{name}")) {
-        repository.keep(&format!("{HEADS}{name}"), commit)?;
+        repository.move_branch(name, commit)?;
     }
     carry_file(&from.join("HEAD"), &git_dir.join("HEAD"), false)
 }
@@ -231,8 +232,7 @@ impl Repository {
     /// # Errors
     /// [`Error::Git`] if there is such a branch, or the name is not one.
     pub fn create_branch(&self, name: &str, commit: &GitOid) -> Result<()> {
-        let full = full_name(&format!("{HEADS}{name}"), self.git_dir(), "create")?;
-        self.spare().create(self.git_dir(), &full, commit)
+        self.change(Change::Create, &format!("{HEADS}{name}"), commit)
     }
 
     /// Removes a reference by its full name, if it still is `commit`; it is fine if it is gone.
@@ -243,34 +243,37 @@ impl Repository {
         if self.resolve(name).is_err() {
             return Ok(());
         }
-        self.update_ref(name, &["-d", name, &commit.to_string()], "remove")
+        self.change(Change::Delete, name, commit)
     }
 
-    /// Has reference `name`, a full name, lead to `commit`, so that git keeps what is reachable from it.
+    /// Has reference `name`, a full name of no branch, lead to `commit`, so that git keeps what is reachable from it.
     ///
     /// # Errors
     /// [`Error::Git`].
     pub fn keep(&self, name: &str, commit: &GitOid) -> Result<()> {
-        self.update_ref(name, &["-m", "agentfs", name, &commit.to_string()], "create")
+        self.change(Change::Update, name, commit)
+    }
+
+    /// Has branch `name` be at `commit`, wherever it was.
+    fn move_branch(&self, name: &str, commit: &GitOid) -> Result<()> {
+        let (name, commit) = (format!("{HEADS}{name}"), commit.to_string());
+        let action = format!("update reference {name}");
+        let mut git = transport::git();
+        git.args(["update-ref", "--no-deref", "-m", "agentfs", &name, &commit]);
+        transport::run(&mut git, self.git_dir(), &action).map(drop)
     }
 
     /// Has git change reference `name`. A process of its own holds git's locks then, and gives them back
     /// also if this one is killed meanwhile; a lock that is left behind would keep everybody from changing
     /// references.
-    fn update_ref(&self, name: &str, args: &[&str], verb: &str) -> Result<()> {
-        full_name(name, self.git_dir(), verb)?;
-        let mut git = transport::git();
-        git.args(["update-ref", "--no-deref"]).args(args);
-        transport::run(&mut git, self.git_dir(), &format!("{verb} reference {name}")).map(drop)
+    fn change(&self, change: Change, name: &str, commit: &GitOid) -> Result<()> {
+        let full = FullName::try_from(name).map_err(|error| Error::Git {
+            action: format!("change reference {name}"),
+            git_dir: self.git_dir().to_owned(),
+            source: error.into(),
+        })?;
+        self.spare().make(self.git_dir(), change, &full, commit)
     }
-}
-
-fn full_name(name: &str, git_dir: &Path, verb: &str) -> Result<FullName> {
-    FullName::try_from(name).map_err(|error| Error::Git {
-        action: format!("{verb} reference {name}"),
-        git_dir: git_dir.to_owned(),
-        source: error.into(),
-    })
 }
 
 #[cfg(test)]
