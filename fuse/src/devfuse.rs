@@ -2,15 +2,17 @@
 //!
 //! Each read takes one request, each write gives one reply; which thread serves it does not matter.
 //! A thread owns one buffer for requests and one for replies. Both are as long as the longest message;
-//! what was never used of them takes no memory.
+//! what a large message has touched is given back when nothing comes for a while.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use tracing::{debug, error};
 
+use crate::buffer::Buffer;
 use crate::cache::Levers;
 use crate::counters::Message;
 use crate::ops::Ops;
@@ -19,6 +21,11 @@ use crate::protocol::{
     MESSAGE_BYTES_MAX, OUT_HEADER_BYTES, Op, REQUEST_BYTES_MAX, Request, Writer, flag, out_header,
 };
 use crate::serve::{Outcome, serve};
+
+/// Up to this many bytes of a buffer are kept for the next message.
+const KEPT_BYTES: usize = 64 << 10;
+/// For how long nothing must come before the rest is given back: those who read or write a large file are done.
+const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// What kernel and server have agreed on.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +58,7 @@ fn wanted(levers: &Levers, io_uring: bool) -> u64 {
 /// # Errors
 /// If the kernel speaks another protocol or none, or takes no answer.
 pub(crate) fn handshake(device: &OwnedFd, ops: &Ops, io_uring: bool) -> io::Result<Session> {
-    let mut request = vec![0; REQUEST_BYTES_MAX];
+    let mut request = Buffer::new(REQUEST_BYTES_MAX)?;
     let len = rustix::io::retry_on_intr(|| rustix::io::read(device, &mut *request))?;
     let request = Request::parse(&request[..len]).map_err(io::Error::other)?;
     let op = request.header.op(request.args).map_err(io::Error::other)?;
@@ -97,11 +104,27 @@ pub(crate) fn run(device: &OwnedFd, ops: &Ops, threads: usize) {
 
 /// Serves one request after another until the session ends.
 fn work(device: &OwnedFd, ops: &Ops) {
-    let mut request = vec![0; REQUEST_BYTES_MAX];
-    let mut reply = vec![0; OUT_HEADER_BYTES + MESSAGE_BYTES_MAX];
+    let buffers = Buffer::new(REQUEST_BYTES_MAX)
+        .and_then(|request| Ok((request, Buffer::new(OUT_HEADER_BYTES + MESSAGE_BYTES_MAX)?)));
+    let (mut request, mut reply) = match buffers {
+        Ok(buffers) => buffers,
+        Err(failure) => {
+            return error!("a thread of a FUSE session ended: no memory for messages: {failure}");
+        }
+    };
+    // Whether a message was large.
+    let mut touched = false;
     loop {
+        if touched && is_idle(device) {
+            request.give_back();
+            reply.give_back();
+            touched = false;
+        }
         match rustix::io::read(device, &mut *request) {
-            Ok(len) => serve_one(device, ops, &request[..len], &mut reply),
+            Ok(len) => {
+                let replied = serve_one(device, ops, &request[..len], &mut reply);
+                touched |= len.max(replied) > KEPT_BYTES;
+            }
             // The request was taken back before we had it, or a signal came.
             Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => {}
             // Unmounted, or aborted.
@@ -114,18 +137,28 @@ fn work(device: &OwnedFd, ops: &Ops) {
     }
 }
 
-fn serve_one(device: &OwnedFd, ops: &Ops, request: &[u8], reply: &mut [u8]) {
+/// Whether no message comes for a while.
+fn is_idle(device: &OwnedFd) -> bool {
+    let mut coming = [PollFd::new(device, PollFlags::IN)];
+    matches!(poll(&mut coming, Some(&IDLE)), Ok(0))
+}
+
+/// Answers one request; returns how many bytes of `reply` it took.
+fn serve_one(device: &OwnedFd, ops: &Ops, request: &[u8], reply: &mut [u8]) -> usize {
     let request = match Request::parse(request) {
         Ok(request) => request,
         // Without a header there is nobody to be answered.
-        Err(why) => return ops.malformed(0, &why),
+        Err(why) => {
+            ops.malformed(0, &why);
+            return 0;
+        }
     };
     let unique = request.header.unique;
     let (head, payload) = reply.split_at_mut(OUT_HEADER_BYTES);
     let (error, len) = match serve(ops, &request.header, request.args, payload) {
         Outcome::Reply(len) => (0, len),
         Outcome::Refused(errno) => (errno.raw_os_error(), 0),
-        Outcome::Nothing => return,
+        Outcome::Nothing => return 0,
     };
     head.copy_from_slice(&out_header(unique, error, len));
     match rustix::io::write(device, &reply[..OUT_HEADER_BYTES + len]) {
@@ -139,4 +172,5 @@ fn serve_one(device: &OwnedFd, ops: &Ops, request: &[u8], reply: &mut [u8]) {
             error!("the kernel refused the reply to an operation {opcode}: {errno}");
         }
     }
+    len
 }

@@ -16,6 +16,7 @@
 //! `unsafe` appears in `health.rs` and `warm.rs`, for system calls that have no safe form, and in
 //! `uring.rs`, for memory that the kernel writes to.
 
+mod buffer;
 mod cache;
 mod counters;
 mod devfuse;
