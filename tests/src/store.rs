@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -111,6 +111,23 @@ impl TestStore {
         assert!(mounted.success(), "mount {options:?}");
         self.home = medium.join("store");
         medium
+    }
+
+    /// Makes a file system in which files can share blocks, of half a gigabyte, and moves the store there. Returns
+    /// where it is; nothing where such a file system cannot be made or mounted. Needs root.
+    ///
+    /// # Panics
+    /// If there is no room for it.
+    pub fn set_sharing_medium(&mut self) -> Option<PathBuf> {
+        let (image, medium) = (self.path("image"), self.path("medium"));
+        File::create(&image).and_then(|file| file.set_len(512 << 20)).expect("an image");
+        let made = Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image).status();
+        made.ok().filter(ExitStatus::success)?;
+        fs::create_dir(&medium).expect("a directory");
+        let mounted = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&medium).status();
+        mounted.ok().filter(ExitStatus::success)?;
+        self.home = medium.join("store");
+        Some(medium)
     }
 
     /// Has agentfs and what [`TestStore::program`] runs use `path` as the user's git configuration.
