@@ -1,8 +1,9 @@
-//! Goal: a daemon that is killed while it collects garbage, repairs or exports leaves every branch as it was, and the
-//! store sound or as damaged as it was.
+//! Goal: a daemon that is killed while it collects garbage, repairs, exports or shows what is materialized leaves every
+//! branch as it was, and the store sound or as damaged as it was; what is made of a branch is all there or not at all.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
@@ -10,7 +11,10 @@ use std::time::Duration;
 
 use agentfs_tests::fixture::Builder;
 use agentfs_tests::fleet::{assert_sound, change, fork, mounted, status};
-use agentfs_tests::{TestStore, campaign, fuse_available, git, git_command, tree};
+use agentfs_tests::{
+    Connection, TestStore, campaign, fuse_available, git, git_command, mounts, tree,
+};
+use serde_json::json;
 
 /// When a round ends what it has begun, at most so many microseconds later.
 fn moment(round: u64, most: u64) -> Duration {
@@ -149,4 +153,127 @@ fn an_export_is_there_or_is_not() {
     }
     // What was left half-way is in nobody's way.
     store.ok(&["export", "main", "--ref", "refs/heads/again"]);
+}
+
+/// A branch with changes, a snapshot of it and a commit, each with what a directory made of it has and what git says
+/// there.
+type Sources = Vec<(String, (String, BTreeMap<PathBuf, tree::Entry>))>;
+
+fn sources(store: &TestStore, main: &Path) -> Sources {
+    let id = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
+    fs::write(main.join("untracked"), "not in the snapshot\n").unwrap();
+    let look = |what: &str| {
+        let dir = store.path(&format!("expected-{what}"));
+        store.ok(&["materialize", what, &dir.display().to_string()]);
+        (what.to_owned(), (status(&dir), tree::read(&dir)))
+    };
+    let all: Sources = ["main", &id, "source@HEAD"].into_iter().map(look).collect();
+    assert_eq!(all[0].1, (status(main), tree::read(main)));
+    assert!(all[0].1 != all[1].1 && all[1].1 != all[2].1);
+    all
+}
+
+/// What is called as something is that is not in its place yet.
+fn half_made(store: &TestStore) -> Vec<PathBuf> {
+    let is_hidden = |path: &PathBuf| path.file_name().unwrap().as_encoded_bytes()[0] == b'.';
+    let all = fs::read_dir(store.path("")).unwrap().map(|entry| entry.unwrap().path());
+    all.filter(is_hidden).collect()
+}
+
+#[test]
+fn a_materialized_directory_is_all_there_or_is_not() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    change(&main);
+    let sources = sources(&store, &main);
+    let before = (status(&main), tree::read(&main));
+    for round in 0..campaign::rounds(12) {
+        let (what, expected) = &sources[usize::try_from(round).unwrap() % sources.len()];
+        let dir = store.path(&format!("out{round}"));
+        if round % 4 == 1 {
+            fs::create_dir(&dir).unwrap();
+        }
+        let args = ["materialize", what, &dir.display().to_string()];
+        let by_command = round % 8 > 5;
+        let succeeded = match by_command {
+            false => store.kill_daemon_during(&args, moment(round, 200_000)),
+            true => kill_command(&store, &args, moment(round, 200_000)),
+        };
+        store.ok(&["status"]);
+        assert_eq!((status(&main), tree::read(&main)), before, "round {round}");
+        let is_made = fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some());
+        // A command that was killed cannot say that it was done.
+        assert!(is_made == succeeded || (is_made && by_command), "round {round}: {what}");
+        if is_made {
+            assert_eq!(&(status(&dir), tree::read(&dir)), expected, "round {round}: {what}");
+            git(&dir, &["fsck", "--no-dangling"]);
+        }
+        let left = half_made(&store);
+        assert!(left.is_empty() || by_command, "round {round}: {left:?}");
+        // A git that the command had begun may still be at it.
+        store.wait_until("what is left is removed", || {
+            half_made(&store).iter().for_each(|path| drop(fs::remove_dir_all(path)));
+            half_made(&store).is_empty()
+        });
+        assert_sound(&store);
+    }
+    let dir = store.path("again");
+    store.ok(&["materialize", "main", &dir.display().to_string()]);
+    assert_eq!((status(&dir), tree::read(&dir)), before);
+}
+
+#[test]
+fn what_another_daemon_shows_is_not_taken_for_what_is_materialized() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    change(&main);
+    fork(&store, "other", "main");
+    fs::write(store.path("other").join("of-the-other"), "x").unwrap();
+    // git stops when the command lets it copy the repository, after the view was begun and before it is looked at.
+    let (reached, on) = (store.path("reached"), store.path("on"));
+    let (bin, real) = (store.path("bin"), which("git"));
+    fs::create_dir(&bin).unwrap();
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = clone ]; then\n  : > {}\n  while [ ! -e {} ]; do sleep 0.01; done\nfi\nexec {} \"$@\"\n",
+        reached.display(),
+        on.display(),
+        real.display()
+    );
+    fs::write(bin.join("git"), script).unwrap();
+    fs::set_permissions(bin.join("git"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let dir = store.path("plain");
+    let mut command = store.command(&["materialize", "main", &dir.display().to_string()]);
+    command.env("PATH", path).stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    store.wait_until("the repository is copied", || reached.exists());
+    let views = || mounts::below(&store.home().join("exec"));
+    let old: Vec<_> = views().into_iter().map(|mount| mount.dir).collect();
+    store.kill_daemon();
+    store.ok(&["status"]);
+    let mut connection = Connection::new(&store);
+    let shown = connection.call("view.begin", &json!({ "what": "other" }));
+    assert_eq!(old, [Path::new(shown["dir"].as_str().unwrap())], "the place is another's now");
+    fs::write(&on, "").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!dir.exists(), "{said}{:?}", tree::read(&dir));
+    assert_eq!(output.status.code(), Some(7), "{said}");
+    assert!(said.contains(&format!("nothing was made at {}", dir.display())), "{said}");
+    assert!(said.contains("run the command again"), "{said}");
+    assert_eq!(half_made(&store), Vec::<PathBuf>::new());
+    drop(connection);
+    store.ok(&["materialize", "main", &dir.display().to_string()]);
+    assert_eq!((status(&dir), tree::read(&dir)), (status(&main), tree::read(&main)));
+    assert_sound(&store);
+}
+
+fn which(program: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap();
+    let mut found = std::env::split_paths(&path).map(|dir| dir.join(program));
+    found.find(|path| path.exists()).unwrap()
 }

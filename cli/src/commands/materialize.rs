@@ -3,7 +3,8 @@
 //!
 //! It is made beside its place under a name of its own, synced, and renamed into it. A branch is copied
 //! from a snapshot that is made for that and removed afterwards, so that files and git state are of one
-//! moment.
+//! moment. What is copied is there for as long as the connection to the daemon: another daemon may show
+//! something else in the same place. So nothing is renamed before that connection has answered once more.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -25,8 +26,8 @@ use crate::layout::Layout;
 use crate::output::{Output, count};
 use crate::progress::{Display, Meter};
 use crate::protocol::{
-    ExecBegun, ExecCall, SnapshotCall, SnapshotCreateCall, SnapshotInfo, ViewBegun, ViewCall,
-    WirePath, method,
+    ExecBegun, ExecCall, SnapshotCall, SnapshotCreateCall, SnapshotInfo, Status, ViewBegun,
+    ViewCall, WirePath, method,
 };
 use crate::transfer::{Done, Transfer};
 
@@ -80,13 +81,14 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
     let meter = Arc::new(Meter::default());
     let display = Display::start(Arc::clone(&meter), output.json);
     let source = find(&mut client, &args.what, &meter)?;
-    let made = build(&source, &dir);
-    if let Some(snapshot) = source.passing.clone() {
-        let gone: Result<SnapshotInfo> =
-            client.request(method::SNAPSHOT_DELETE, &SnapshotCall { snapshot }, &meter);
-        made.as_ref().map_err(Clone::clone).and_then(|_| gone.map(drop))?;
-    }
-    let done = made?;
+    let built = build(&source, &dir);
+    // Whatever went wrong while the daemon went away did so because of that.
+    let ended = source.end(&mut client, &meter);
+    ended.map_err(|failure| Failure {
+        message: format!("{}: nothing was made at {}", failure.message, dir.display()),
+        ..failure
+    })?;
+    let done = built?.settle(&dir)?;
     drop(display);
     let made = Materialized {
         dir: WirePath(dir),
@@ -105,6 +107,26 @@ pub fn run(args: &Args, output: Output) -> Result<()> {
             writeln!(out, "  without what is in {}, which is redirected", path.0.display())
         })
     })
+}
+
+impl Source {
+    /// Removes what was made for the copy. Succeeds only if what was to be copied was there until now.
+    fn end(&self, client: &mut Client, meter: &Meter) -> Result<()> {
+        match self.passing.clone() {
+            Some(snapshot) => client
+                .request(method::SNAPSHOT_DELETE, &SnapshotCall { snapshot }, meter)
+                .map(|_: SnapshotInfo| ()),
+            None => client.request(method::STATUS, &(), meter).map(|_: Status| ()),
+        }
+    }
+}
+
+/// A copy beside its place. Dropping it removes it.
+struct Built {
+    aside: TempDir,
+    tree: PathBuf,
+    root: File,
+    done: Done,
 }
 
 fn find(client: &mut Client, what: &str, meter: &Arc<Meter>) -> Result<Source> {
@@ -152,7 +174,7 @@ fn find(client: &mut Client, what: &str, meter: &Arc<Meter>) -> Result<Source> {
     })
 }
 
-fn build(source: &Source, dir: &Path) -> Result<Done> {
+fn build(source: &Source, dir: &Path) -> Result<Built> {
     let parent = dir.parent().unwrap_or(dir);
     let mut prefix = std::ffi::OsString::from(".");
     prefix.push(dir.file_name().unwrap_or_default());
@@ -163,8 +185,8 @@ fn build(source: &Source, dir: &Path) -> Result<Done> {
     fs::create_dir(&tree).map_err(|error| Failure::io("create", &tree, &error))?;
     repository(source, &tree)?;
     let open = |path: &Path| File::open(path).map_err(|error| Failure::io("open", path, &error));
-    let (from, to) = (open(&source.dir)?, open(&tree)?);
-    let mut transfer = Transfer::copying(to.as_fd());
+    let (from, root) = (open(&source.dir)?, open(&tree)?);
+    let mut transfer = Transfer::copying(root.as_fd());
     // They lead into the store.
     transfer.without_links = source.redirected.iter().map(|path| path.0.clone()).collect();
     transfer
@@ -175,26 +197,29 @@ fn build(source: &Source, dir: &Path) -> Result<Done> {
     let mut refresh = git(&tree);
     refresh.args(["update-index", "-q", "--refresh"]).stdout(Stdio::null()).stderr(Stdio::null());
     drop(refresh.status());
-    settle(aside, &to, &tree, dir)?;
-    Ok(transfer.done)
+    let done = transfer.done;
+    Ok(Built { aside, tree, root, done })
 }
 
-/// Puts the complete tree to its place, on stable storage.
-fn settle(aside: TempDir, tree: &File, from: &Path, dir: &Path) -> Result<()> {
-    let synced = rustix::fs::syncfs(tree).map_err(std::io::Error::from);
-    synced.map_err(|error| Failure::io("sync", from, &error))?;
-    // It replaces an empty directory, and nothing else.
-    fs::rename(from, dir).map_err(|error| match error.kind() {
-        ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists => {
-            Failure::new(Kind::NotEmpty, format!("{} is not empty", dir.display()))
-                .hint("choose a directory that is empty or does not exist")
-        }
-        _ => Failure::io("create", dir, &error),
-    })?;
-    drop(aside);
-    let parent = dir.parent().unwrap_or(dir);
-    let synced = File::open(parent).and_then(|parent| parent.sync_all());
-    synced.map_err(|error| Failure::io("sync", parent, &error))
+impl Built {
+    /// Puts it to its place, on stable storage.
+    fn settle(self, dir: &Path) -> Result<Done> {
+        let synced = rustix::fs::syncfs(&self.root).map_err(std::io::Error::from);
+        synced.map_err(|error| Failure::io("sync", &self.tree, &error))?;
+        // It replaces an empty directory, and nothing else.
+        fs::rename(&self.tree, dir).map_err(|error| match error.kind() {
+            ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists => {
+                Failure::new(Kind::NotEmpty, format!("{} is not empty", dir.display()))
+                    .hint("choose a directory that is empty or does not exist")
+            }
+            _ => Failure::io("create", dir, &error),
+        })?;
+        drop(self.aside);
+        let parent = dir.parent().unwrap_or(dir);
+        let synced = File::open(parent).and_then(|parent| parent.sync_all());
+        synced.map_err(|error| Failure::io("sync", parent, &error))?;
+        Ok(self.done)
+    }
 }
 
 /// git in `tree`, whatever repository it is called in.
