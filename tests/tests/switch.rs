@@ -312,6 +312,54 @@ fn an_operation_in_progress_another_worktree_and_nonsense_are_refused() {
     assert_sound(store);
 }
 
+#[test]
+fn a_branch_without_files_of_its_own_is_gone_to_and_of_one_with_them_only_its_commit() {
+    if !fuse_available() {
+        return;
+    }
+    let twins = Twins::small();
+    let (store, dir) = (&twins.store, text(&twins.mounted));
+    // Only git has the one; the other agentfs has as well, and nothing in it.
+    twins.both("git branch topic main~1");
+    store.ok(&["branch", "create", "clean", "--from", "source@main~1"]);
+    git(&twins.native, &["branch", "clean", "main~1"]);
+    for to in ["topic", "clean"] {
+        move_both(&twins, to);
+    }
+    twins.both("echo more > more; git add more; git commit -qm more");
+    move_both(&twins, "main");
+    // What was committed meanwhile is in the branch of agentfs, too.
+    let clean = store.path("clean");
+    store.ok(&["mount", "clean", &text(&clean)]);
+    assert_eq!(git(&clean, &["symbolic-ref", "--short", "HEAD"]), "clean");
+    assert_eq!(fs::read_to_string(clean.join("more")).unwrap(), "more\n");
+
+    // Whether it is mounted or not: what the refusal says can be done.
+    fs::write(clean.join("kept"), "k").unwrap();
+    for is_mounted in [true, false] {
+        if !is_mounted {
+            store.ok(&["umount", &text(&clean)]);
+        }
+        let before =
+            (tree::read(&twins.mounted), git(&twins.mounted, &["status", "-b", "--porcelain"]));
+        let said = store.fails(4, &["switch", &dir, "clean"]);
+        let after =
+            (tree::read(&twins.mounted), git(&twins.mounted, &["status", "-b", "--porcelain"]));
+        assert_eq!(after, before);
+        let way = said.split('`').find_map(|part| part.strip_prefix("agentfs switch "));
+        let way: Vec<_> = way.unwrap_or_else(|| panic!("{said}")).split(' ').collect();
+        store.ok(&[&["switch"][..], &way].concat());
+        assert!(twins.mounted.join("more").exists() && !twins.mounted.join("kept").exists());
+        store.ok(&["switch", &dir, "main"]);
+    }
+    let said = store.fails(4, &["switch", &dir, "clean"]);
+    assert!(said.contains(&format!("`agentfs mount clean {dir}`")), "{said}");
+    store.ok(&["umount", &dir]);
+    store.ok(&["mount", "clean", &dir]);
+    assert_eq!(fs::read_to_string(twins.mounted.join("kept")).unwrap(), "k");
+    assert_sound(store);
+}
+
 /// Commits that differ in everything in which files can, and in what a checkout makes of them.
 fn of_every_kind(store: &TestStore) -> PathBuf {
     let builder = Builder::new(&store.path("source"));

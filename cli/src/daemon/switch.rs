@@ -178,8 +178,8 @@ fn refuse_branch(daemon: &Daemon, dir: &Path, own: &Branch, params: &SwitchCall)
         "{named} is a branch with files of its own, which {shown} cannot come to show while it is mounted"
     );
     Err(Failure::new(Kind::Refused, message).hint(format!(
-        "`agentfs umount {shown}` and `agentfs mount {named} {shown}` show it there; --rev takes what is \
-         committed in it"
+        "`agentfs umount {shown}` and `agentfs mount {named} {shown}` show it there; \
+         `agentfs switch {shown} --rev {named}~0` takes what is committed in it"
     )))
 }
 
