@@ -113,6 +113,43 @@ fn gc_frees_what_du_promises_and_the_files_shrink() {
     tree::assert_same(&native, &dir);
 }
 
+/// The day so many days from now, as date(1) has it.
+fn in_days(days: u32) -> String {
+    let mut date = std::process::Command::new("date");
+    let said = date.args(["-u", "-d", &format!("+{days} days"), "+%F"]).output().unwrap();
+    String::from_utf8(said.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn what_is_removed_says_until_when_it_is_kept_and_how_it_comes_back() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, dir) = cloned();
+    let trunk = git(&dir, &["symbolic-ref", "--short", "HEAD"]).trim().to_owned();
+    branch_with(&store, &trunk, "gone", &[("file", b"x".to_vec())]);
+    let first = in_days(30);
+    let said = store.ok(&["branch", "delete", "gone"]);
+    fs::write(dir.join("mine"), "x").unwrap();
+    let removed = store.ok(&["worktree", "remove", "--force", &dir.display().to_string()]);
+    // Midnight may have passed.
+    for (said, how) in
+        [(&said, "agentfs branch undelete"), (&removed, "agentfs branch create NAME --from")]
+    {
+        let until = |day: &str| said.contains(&format!("until {day}: `{how} "));
+        assert!(until(&first) || until(&in_days(30)), "{said}");
+    }
+    let snapshots = store.json(&["snapshot", "list"])["snapshots"].as_array().unwrap().clone();
+    branch_with(&store, &trunk, "again", &[]);
+    let deleted = store.json(&["branch", "delete", "again"]);
+    let made =
+        store.json(&["snapshot", "show", deleted["snapshot"].as_str().unwrap()])["made"].as_i64();
+    assert_eq!(deleted["kept_until"].as_i64(), made.map(|made| made + 30 * 24 * 3600));
+    let of_worktree =
+        snapshots.iter().find(|one| one["message"] == "before worktree remove").unwrap();
+    store.ok(&["branch", "create", "back", "--from", of_worktree["id"].as_str().unwrap()]);
+}
+
 #[test]
 fn what_is_removed_is_kept_for_as_long_as_one_wants() {
     if !fuse_available() {
@@ -121,8 +158,20 @@ fn what_is_removed_is_kept_for_as_long_as_one_wants() {
     let (store, dir) = cloned();
     let trunk = git(&dir, &["symbolic-ref", "--short", "HEAD"]).trim().to_owned();
     branch_with(&store, &trunk, "gone", &[("file", noise(1, 1 << 20))]);
-    store.ok(&["branch", "delete", "gone"]);
+    let kept = store.json(&["branch", "delete", "gone"])["snapshot"].as_str().unwrap().to_owned();
     assert_eq!(store.json(&["gc", "--keep-removed", "1"])["expired"], 0);
+    assert_eq!(store.json(&["gc", "--dry-run"])["expired"], 0);
+    let foreseen = store.json(&["gc", "--dry-run", "--keep-removed", "0"]);
+    assert_eq!(foreseen["expired"], 1);
+    let named = foreseen["expired_snapshots"].as_array().unwrap();
+    let [one] = named.as_slice() else { panic!("{foreseen}") };
+    assert_eq!([&one["id"], &one["branch"], &one["reason"]], [&*kept, "gone", "removed"]);
+    let said = store.ok(&["gc", "--dry-run", "--keep-removed", "0"]);
+    assert!(said.contains("1 snapshot would be removed"), "{said}");
+    assert!(said.contains(&kept) && said.contains("@gone, a removed branch"), "{said}");
+    // It has only been told.
+    store.ok(&["branch", "undelete", "gone"]);
+    store.ok(&["branch", "delete", "gone"]);
     let done = store.json(&["gc", "--keep-removed", "0"]);
     assert_eq!(done["expired"], 1);
     assert!(bytes(&done["freed"]["total"]) > 1 << 20, "{done}");

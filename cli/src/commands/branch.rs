@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::commands::{call, open, refuse_without_fuse, short};
+use crate::commands::{call, day, open, refuse_without_fuse, short};
 use crate::destination;
 use crate::error::{Failure, Kind, Result};
 use crate::exec::namespace;
@@ -203,11 +203,12 @@ fn delete(args: &DeleteArgs, output: Output) -> Result<u8> {
     let params = BranchDeleteCall { branch: args.branch.clone() };
     let deleted: BranchDeleted = call(output, method::BRANCH_DELETE, &params)?;
     output.result(&deleted, |out| {
-        let BranchDeleted { repository, branch, snapshot } = &deleted;
+        let BranchDeleted { repository, branch, snapshot, kept_until } = &deleted;
+        let until = day(*kept_until);
         writeln!(out, "{repository}@{branch}: removed")?;
         writeln!(
             out,
-            "  kept as {snapshot}: `agentfs branch undelete {repository}@{branch}` brings it back"
+            "  kept as {snapshot} until {until}: `agentfs branch undelete {repository}@{branch}` brings it back"
         )
     })?;
     Ok(0)

@@ -2,11 +2,11 @@
 
 use std::io::{self, Write};
 
-use crate::commands::call;
+use crate::commands::{call, day};
 use crate::error::Result;
 use crate::output::{Output, count};
 use crate::progress::human_bytes;
-use crate::protocol::{Collected, GcCall, method};
+use crate::protocol::{Collected, GcCall, SnapshotInfo, method};
 
 /// Arguments of `agentfs gc`.
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub struct Args {
     #[arg(long)]
     pub dry_run: bool,
     /// Keep removed branches for so many days instead of 30
-    #[arg(long, value_name = "DAYS", conflicts_with = "dry_run")]
+    #[arg(long, value_name = "DAYS")]
     pub keep_removed: Option<u32>,
 }
 
@@ -30,11 +30,28 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
     Ok(0)
 }
 
+/// Names the snapshots that would go. What they lead to is needed as long as they are there.
+fn foresee(out: &mut dyn Write, done: &Collected) -> io::Result<()> {
+    for one in &done.expired_snapshots {
+        let SnapshotInfo { id, repository, branch, made, reason, .. } = one;
+        let what = if reason == "removed" { "a removed branch" } else { "a snapshot" };
+        writeln!(out, "  {id}  {repository}@{branch}, {what} of {}", day(*made))?;
+    }
+    let named = done.expired_snapshots.len() as u64;
+    if done.expired > named {
+        writeln!(out, "  and {} more", done.expired - named)?;
+    }
+    writeln!(out, "  what only they have is not in what follows: `agentfs du` shows it")
+}
+
 fn tell(out: &mut dyn Write, done: &Collected) -> io::Result<()> {
     let (removed, moved) =
         if done.dry_run { ("would be removed", "moved") } else { ("removed", "were moved") };
     if done.expired > 0 {
-        writeln!(out, "{} removed whose time was over", count(done.expired, "snapshot"))?;
+        writeln!(out, "{} {removed} whose time is over", count(done.expired, "snapshot"))?;
+    }
+    if done.dry_run && done.expired > 0 {
+        foresee(out, done)?;
     }
     if done.layers > 0 {
         writeln!(out, "{} removed or joined with others", count(done.layers, "layer"))?;

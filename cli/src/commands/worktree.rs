@@ -7,7 +7,7 @@ use std::process::Command;
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::commands::{call, open, refuse_without_fuse, short};
+use crate::commands::{call, day, open, refuse_without_fuse, short};
 use crate::destination;
 use crate::error::{Failure, Kind, Result};
 use crate::output::Output;
@@ -220,10 +220,13 @@ fn remove(args: &RemoveArgs, output: Output) -> Result<u8> {
     let removed: WorktreeRemoved = call(output, method::WORKTREE_REMOVE, &params)?;
     output.result(&removed, |out| {
         writeln!(out, "{}: removed", removed.dir.0.display())?;
-        let Some(snapshot) = &removed.snapshot else { return Ok(()) };
+        let (Some(snapshot), Some(until)) = (&removed.snapshot, removed.kept_until) else {
+            return Ok(());
+        };
+        let until = day(until);
         writeln!(
             out,
-            "  kept as {snapshot}: `agentfs branch create NAME --from {snapshot}` brings it back"
+            "  kept as {snapshot} until {until}: `agentfs branch create NAME --from {snapshot}` brings it back"
         )
     })?;
     Ok(0)

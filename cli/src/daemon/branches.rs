@@ -17,6 +17,7 @@ use agentfs_gitimport::walk::ImportedTrees;
 use tracing::warn;
 
 use crate::daemon::calls;
+use crate::daemon::keeper;
 use crate::daemon::laps::Steps;
 use crate::daemon::note::{Making, Note};
 use crate::daemon::opening::{self, Begin, Opening};
@@ -538,6 +539,7 @@ pub fn delete(daemon: &Daemon, params: &BranchDeleteCall) -> Result<BranchDelete
         repository: name,
         branch: branch.name.clone(),
         snapshot: snapshots::id(snapshot.number),
+        kept_until: keeper::kept_until(snapshot.made.seconds),
     })
 }
 
@@ -556,17 +558,19 @@ pub fn remove_worktree(daemon: &Daemon, params: &WorktreeRemoveCall) -> Result<W
     };
     let _names = daemon.lock_names();
     let kept = daemon.store.branch(&repository, &name)?.filter(|branch| branch.git_dir.is_some());
-    let mut snapshot = None;
+    let (mut snapshot, mut kept_until) = (None, None);
     if let Some(branch) = kept {
         let open = daemon.repositories.get(&daemon.store, &repository)?;
         let reason = SnapshotReason::Before;
         let taken = snapshots::take(daemon, &open, &branch, reason, "before worktree remove")?;
         snapshot = Some(snapshots::id(taken.number));
+        // It is the last one of its branch, which is never thinned before its time.
+        kept_until = Some(keeper::kept_until(taken.made.seconds));
         remove(daemon, &branch, true)?;
     }
     // It stays if somebody has put something into it.
     fs::remove_dir(dir).ok();
-    Ok(WorktreeRemoved { dir: params.dir.clone(), repository, branch: name, snapshot })
+    Ok(WorktreeRemoved { dir: params.dir.clone(), repository, branch: name, snapshot, kept_until })
 }
 
 /// Brings a branch back that was removed, under its name.

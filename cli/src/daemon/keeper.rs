@@ -98,24 +98,35 @@ fn keep(daemon: &Daemon, now: i64) -> Result<()> {
     Ok(())
 }
 
-fn forget(daemon: &Daemon, snapshots: &[&SnapshotRecord]) -> Result<u64> {
+fn forget(daemon: &Daemon, snapshots: &[&SnapshotRecord]) -> Result<()> {
     for snapshot in snapshots {
         let _names = daemon.lock_names();
         snapshots::forget(daemon, snapshot)?;
         debug!("snapshot {} is too old", snapshots::id(snapshot.number));
     }
-    Ok(snapshots.len() as u64)
+    Ok(())
+}
+
+/// Until when what is kept of a removed branch or worktree stays that was removed at `made`, both in seconds since
+/// 1970. `gc --keep-removed` can end it before.
+pub fn kept_until(made: i64) -> i64 {
+    made.saturating_add(DAILY)
 }
 
 /// Removes the snapshots whose time is over; `removed` says for how many days what is kept of removed
-/// branches stays. Returns how many those were.
+/// branches stays. Returns which those are. With `dry_run` they stay.
 ///
 /// # Errors
 /// What the store, git and the file system meet.
-pub fn expire(daemon: &Daemon, removed: Option<u32>) -> Result<u64> {
+pub fn expire(daemon: &Daemon, removed: Option<u32>, dry_run: bool) -> Result<Vec<SnapshotRecord>> {
     // None stays for no day, not even one that was made at this second.
     let removed = removed.map_or(DAILY, |days| i64::from(days) * DAY - 1);
-    forget(daemon, &too_many(&daemon.store.all_snapshots()?, now(), removed))
+    let all = daemon.store.all_snapshots()?;
+    let over = too_many(&all, now(), removed);
+    if !dry_run {
+        forget(daemon, &over)?;
+    }
+    Ok(over.into_iter().cloned().collect())
 }
 
 /// Makes lines of layers shorter where nobody stands between two; how many layers that has saved.

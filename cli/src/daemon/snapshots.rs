@@ -466,7 +466,7 @@ pub fn sweep(daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-fn info(record: &SnapshotRecord) -> SnapshotInfo {
+pub fn info(record: &SnapshotRecord) -> SnapshotInfo {
     SnapshotInfo {
         id: id(record.number),
         repository: record.repository.clone(),

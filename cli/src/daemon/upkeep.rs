@@ -12,15 +12,18 @@ use crate::daemon::state::Daemon;
 use crate::error::Result;
 use crate::protocol::{Amount, Amounts, Collected, DiskUsage, GcCall, UsageEntry};
 
+/// Of the snapshots whose time is over, so many are named.
+const EXPIRED_MAX: usize = 512;
+
 /// Removes what nothing needs.
 ///
 /// # Errors
 /// Of what is needed, whatever cannot be read: nothing is removed then. What writing the store meets;
 /// cancellation.
 pub fn gc(daemon: &Daemon, params: &GcCall, call: &Call) -> Result<Collected> {
-    let (mut expired, mut folded) = (0, 0);
+    let expired = keeper::expire(daemon, params.keep_removed_days, params.dry_run)?;
+    let mut folded = 0;
     if !params.dry_run {
-        expired = keeper::expire(daemon, params.keep_removed_days)?;
         folded = keeper::fold(daemon, &call.cancel)?;
         let _turn = daemon.lock_redirects();
         let _names = daemon.lock_names();
@@ -43,7 +46,8 @@ pub fn gc(daemon: &Daemon, params: &GcCall, call: &Call) -> Result<Collected> {
         segments: amount(report.segments),
         moved: amount(report.moved),
         damaged_segments: report.damaged_segments,
-        expired,
+        expired: expired.len() as u64,
+        expired_snapshots: expired.iter().take(EXPIRED_MAX).map(snapshots::info).collect(),
         redirected,
         layers: report.layers + folded,
     })

@@ -44,6 +44,9 @@ pub struct WorktreeRemoved {
     pub branch: String,
     /// The snapshot that keeps what it was, if it differed from its commit.
     pub snapshot: Option<String>,
+    /// Until when it does, in seconds since 1970.
+    #[serde(default)]
+    pub kept_until: Option<i64>,
 }
 
 /// Gives a branch another name.
@@ -82,6 +85,9 @@ pub struct BranchDeleted {
     pub branch: String,
     /// The snapshot that keeps it.
     pub snapshot: String,
+    /// Until when it does, in seconds since 1970.
+    #[serde(default)]
+    pub kept_until: i64,
 }
 
 /// Brings a branch back that was removed.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::SnapshotInfo;
+
 /// Collects garbage.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct GcCall {
@@ -53,8 +55,11 @@ pub struct Collected {
     pub moved: Amount,
     /// Segment files that stay although little of them is used, since something in them is damaged.
     pub damaged_segments: u64,
-    /// Snapshots whose time was over.
+    /// How many snapshots have had their time. What only they have is not in the amounts of a dry run.
     pub expired: u64,
+    /// The first 512 of them.
+    #[serde(default)]
+    pub expired_snapshots: Vec<SnapshotInfo>,
     /// Native directories of redirected paths that no branch has any more.
     #[serde(default)]
     pub redirected: Amount,
