@@ -201,8 +201,9 @@ pub fn point(daemon: &Daemon, base: &Base, snapshot: &SnapshotRecord) -> Result<
 /// [`Kind::NotFound`] if there is no such branch or snapshot, [`Kind::Refused`] for a snapshot of what has
 /// another base; what the store, the outbox and git meet.
 pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<SnapshotRestored> {
-    let snapshot = known(daemon, &params.snapshot)?;
     let _names = daemon.lock_names();
+    // Under the lock, so that nobody forgets it meanwhile.
+    let snapshot = known(daemon, &params.snapshot)?;
     let branches = daemon.store.branches()?;
     let branch = match &params.branch {
         Some(branch) => {
@@ -412,8 +413,8 @@ pub fn show(daemon: &Daemon, params: &SnapshotCall) -> Result<SnapshotShown> {
 /// # Errors
 /// [`Kind::NotFound`] if there is none.
 pub fn delete(daemon: &Daemon, params: &SnapshotCall) -> Result<SnapshotInfo> {
-    let snapshot = known(daemon, &params.snapshot)?;
     let _names = daemon.lock_names();
+    let snapshot = known(daemon, &params.snapshot)?;
     forget(daemon, &snapshot)?;
     Ok(info(&snapshot))
 }

@@ -15,7 +15,7 @@ use super::line::{
 };
 use super::records::{Branch, Record, SnapshotRecord};
 use super::tables::{Table, corrupt_entry};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{BranchNumber, Ino, LayerNumber, Sequence};
 use crate::limits::LAYERS_MAX;
 use crate::overlay::{EntryRow, InodeRow, Known, Node, Overlay};
@@ -111,7 +111,18 @@ impl Store {
     /// # Errors
     /// As [`Store::head`].
     pub(crate) fn layer(&self, layer: LayerNumber) -> Result<Overlay> {
-        self.core.read(|snapshot| load_line(snapshot, layer, None).map(|(overlay, ..)| overlay))
+        self.core.read(|snapshot| match layer_of(snapshot, layer)? {
+            Some(_) => load_line(snapshot, layer, None).map(|(overlay, ..)| overlay),
+            None => Err(Error::corrupt(format!("layer {layer}"), "it is missing")),
+        })
+    }
+
+    /// Whether a sealed layer is in the store.
+    ///
+    /// # Errors
+    /// What reading the database meets.
+    pub(crate) fn has_layer(&self, layer: LayerNumber) -> Result<bool> {
+        self.core.read(|snapshot| Ok(layer_of(snapshot, layer)?.is_some()))
     }
 
     /// The branch whose outbox has the rest of a layer below `branch`, if there is one: it has to be

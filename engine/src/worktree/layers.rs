@@ -15,7 +15,7 @@ use super::Worktree;
 use super::changes::Changes;
 use super::drain::Moved;
 use crate::base::Base;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{BranchNumber, LayerNumber, Sequence};
 use crate::overlay::{Difference, Dirty, Overlay, Put};
 use crate::store::{Head, SnapshotRecord, Store};
@@ -205,12 +205,21 @@ impl Worktree {
     /// Makes everything as it is at `to`, whose layer is drained, and returns what differs from before. What
     /// was changed since the last [`Worktree::seal`] is gone then; numbers of inodes are not given again.
     ///
+    /// A snapshot or a branch that stands on the layer is to keep it in the store meanwhile.
+    ///
     /// # Errors
-    /// As every change, and as [`Worktree::drain`].
+    /// [`Error::NoSuch`] for a point whose layer nothing has kept: nothing is changed then. As every change, and as
+    /// [`Worktree::drain`].
     pub fn restore(&self, to: &Point) -> Result<Difference> {
         let live = self.live()?;
         self.drain()?;
-        let next = self.clean.contents.store().new_layer_number();
+        let store = self.clean.contents.store();
+        if let Some(layer) = to.layer
+            && !store.has_layer(layer)?
+        {
+            return Err(Error::NoSuch { kind: "layer", name: layer.to_string() });
+        }
+        let next = store.new_layer_number();
         let difference = {
             let mut record = live.log();
             record.clear();

@@ -1,12 +1,16 @@
 //! Goal: forks and snapshots are what their branch was at that moment, for ever, whatever is written,
 //! drained, dropped, restarted and cut off afterwards; and what nobody stands on is removed.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
+use super::NewNode;
 use super::check_tests::Fixture;
-use super::fixture::BRANCH;
+use super::fixture::{BRANCH, USER, dir, open};
 use super::model::{Herd, HerdStep, herd_steps};
-use crate::id::{BranchNumber, Sequence};
+use crate::id::{BranchNumber, Ino, Sequence};
+use crate::storage::Storage;
 use crate::testing::FaultyStorage;
 
 proptest! {
@@ -59,6 +63,25 @@ fn what_nobody_stands_on_is_removed() {
     // The origin was sealed by the fork, and its head lies on what was the head before.
     assert_eq!(herd.layers().unwrap(), before + 1);
     herd.compare().unwrap();
+}
+
+/// A branch that stood on what is gone could not be opened any more.
+#[test]
+fn a_branch_does_not_become_what_nothing_has_kept() {
+    let storage: Arc<dyn Storage> = Arc::new(FaultyStorage::new());
+    let worktree = open(Arc::clone(&storage), &dir()).unwrap();
+    let bare = worktree.seal().unwrap();
+    worktree.create(USER, Ino::ROOT, b"new", 0o644, NewNode::File).unwrap();
+    let changed = worktree.seal().unwrap();
+    worktree.restore(&bare).unwrap();
+    let layer = changed.layer.unwrap();
+    let refused = worktree.restore(&changed).unwrap_err();
+    assert_eq!(refused.to_string(), format!("there is no layer \"{layer}\" in this store"));
+    let missing = worktree.clean.contents.store().layer(layer).unwrap_err();
+    assert!(missing.is_corruption(), "{missing}");
+    drop((bare, changed, worktree));
+    let worktree = open(storage, &dir()).unwrap();
+    assert_eq!(worktree.lookup(Ino::ROOT, b"new").unwrap(), None);
 }
 
 /// Sealing what has not changed gives the same layer again and writes nothing.
