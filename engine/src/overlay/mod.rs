@@ -10,6 +10,7 @@
 mod change;
 mod directory;
 mod extents;
+mod generation;
 mod inode;
 mod row;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::sync::Arc;
 pub use change::Put;
 pub use directory::{Directory, Known};
 pub use extents::{Extent, Extents, Source};
+pub(crate) use generation::Generation;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 pub use inode::Inode;
@@ -170,6 +172,7 @@ pub struct Overlay {
     dirty: Dirty,
     /// The heads of the first records of a change that several make together, while it is replayed.
     parts: Vec<Box<[u8]>>,
+    generation: Generation,
 }
 
 impl Overlay {
@@ -193,7 +196,24 @@ impl Overlay {
 
     /// A copy, of which everything counts as drained.
     pub(crate) fn copy(&self) -> Self {
-        Self { nodes: self.nodes.clone(), last_new: self.last_new, ..Self::default() }
+        let generation = Generation::new(None);
+        let (nodes, last_new) = (self.nodes.clone(), self.last_new);
+        Self { nodes, last_new, generation, ..Self::default() }
+    }
+
+    /// For how long what it does not tell is as in the base.
+    pub(crate) fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
+    /// Begins a generation.
+    pub(crate) fn begin_generation(&mut self) {
+        self.generation = Generation::new(None);
+    }
+
+    /// Goes on with a generation that was interrupted.
+    pub(crate) fn resume(&mut self, generation: Generation) {
+        self.generation = generation;
     }
 
     /// The number that the next new inode is to have. Numbers are never used again.
@@ -230,12 +250,19 @@ impl Overlay {
             }
             Put::Add { dir, name, ino, position } => {
                 self.dirty.name(*dir, name);
+                if self.is_directory(*dir, name) {
+                    self.generation.depart(*dir, name);
+                }
+                self.place(*ino);
                 if let Some(directory) = self.directory_mut(*dir) {
                     directory.add(name, *ino, *position);
                 }
             }
             Put::Remove { dir, name, hides } => {
                 self.dirty.name(*dir, name);
+                if !hides || self.is_directory(*dir, name) {
+                    self.generation.depart(*dir, name);
+                }
                 if let Some(directory) = self.directory_mut(*dir) {
                     if *hides { directory.hide(name) } else { directory.leave(name) }
                 }
@@ -266,6 +293,30 @@ impl Overlay {
             Put::Forget(ino) => self.forget(*ino),
             // Whoever keeps the layers takes what has changed until here.
             Put::Seal(_) | Put::Stand(..) | Put::Part(..) => {}
+        }
+    }
+
+    /// Whether a name was given to a directory.
+    fn is_directory(&self, dir: Ino, name: &[u8]) -> bool {
+        let known = self.directory(dir).and_then(|directory| directory.find(name));
+        matches!(known, Some(Known::Added(ino, _)) if self.directory(ino).is_some())
+    }
+
+    /// Begins a generation if `ino`, which gets a name, is a directory of the base, or may have one below it.
+    fn place(&mut self, ino: Ino) {
+        let Some(placed) = self.directory(ino) else { return };
+        let nodes = &self.nodes;
+        let is_moved = |ino: Ino| {
+            let node = nodes.get(&ino).filter(|_| !ino.is_new());
+            node.is_some_and(|node| matches!(node.body, Body::Directory(_)))
+        };
+        let look = || {
+            let mut directories = nodes.values().filter_map(entries);
+            directories.any(|one| one.added_from(0).any(|(.., ino)| is_moved(ino)))
+        };
+        let is_filled = placed.next_position() > 0;
+        if !ino.is_new() || (is_filled && self.generation.has_moved(look)) {
+            self.generation = Generation::new(Some(true));
         }
     }
 

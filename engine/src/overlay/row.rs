@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::change::{decode_source, encode_source};
-use super::{Body, Directory, Extents, Inode, Known, Node, Overlay, Source, Xattrs};
+use super::{Body, Directory, Extents, Generation, Inode, Known, Node, Overlay, Source, Xattrs};
 use crate::fields::Fields;
 use crate::id::Ino;
 use crate::limits::{NAME_BYTES_MAX, SYMLINK_BYTES_MAX, XATTR_BYTES_MAX};
@@ -191,6 +191,7 @@ impl<'a> LayerNodes<'a> {
 impl Overlay {
     /// Puts inodes into their place as a layer has them, or takes them away.
     pub(crate) fn load(&mut self, nodes: Vec<(Ino, Option<Arc<Node>>)>) {
+        self.generation = Generation::new(None);
         for (ino, node) in nodes {
             match node {
                 Some(node) => drop(self.nodes.insert(ino, node)),

@@ -7,6 +7,9 @@
 //! listings then come from immutable nodes that are reached through atomics. Those of a writable
 //! worktree are described in [`live`].
 
+mod changed_paths;
+#[cfg(test)]
+mod changed_paths_tests;
 mod changes;
 #[cfg(test)]
 mod check_tests;
@@ -46,6 +49,7 @@ mod xattrs;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use changed_paths::{ChangedPaths, Interrupted};
 pub use contents::Contents;
 pub use drain::Drained;
 pub use edits::{Become, Edit, Edited};
