@@ -3,8 +3,9 @@
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    attach, backup, branch, clone, completions, daemon, diff, doctor, du, exec, export, fsck, gc,
-    materialize, mount, ps, redirect, snapshot, stats, status, switch, umount, version, worktree,
+    attach, backup, branch, clone, completions, daemon, diff, doctor, du, exec, export, fsck,
+    fsmonitor, gc, materialize, mount, ps, redirect, snapshot, stats, status, switch, umount,
+    version, worktree,
 };
 
 use crate::exec::StageArgs;
@@ -98,6 +99,8 @@ pub enum Command {
     Restore(backup::RestoreArgs),
     /// Verify everything that is in the store
     Fsck(fsck::Args),
+    /// Tell git which paths of a worktree may have changed (what its `core.fsmonitor` runs)
+    Fsmonitor(fsmonitor::Args),
     /// Remove what neither a branch nor a snapshot needs
     Gc(gc::Args),
     /// Show what branches and snapshots take of the store

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use crate::error::{Failure, Kind, Result};
 
+/// Names the store.
+pub const STORE: &str = "AGENTFS_HOME";
+
 /// What the environment says.
 #[derive(Clone, Debug)]
 pub struct Environment {
@@ -82,7 +85,7 @@ pub fn is_on_path(name: &OsStr) -> bool {
 }
 
 fn store_of(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
-    if let Some(home) = variable("AGENTFS_HOME") {
+    if let Some(home) = variable(STORE) {
         return Ok(home.into());
     }
     // The XDG specification has relative paths ignored.

@@ -369,7 +369,7 @@ mod tests {
         let head = WorktreeHead::Branch { name: "main", commit: None };
         let new = NewGitDir { common_dir: &common, worktree: &dir, head, state: None };
         let stat = IndexStat { time: TIME, uid: 11, gid: 12, dev: 13 };
-        let git_dir = new.create(|path| write_index(&base, &stat, root, path)).unwrap();
+        let git_dir = new.create(|path| write_index(&base, &stat, root, None, path)).unwrap();
         let options = WorktreeOptions { uid: 11, gid: 12, time: TIME, git_file: None };
         let store = agentfs_engine::store::Store::open(&sandbox.path("other")).unwrap();
         let worktree = Worktree::new(base, Contents::new(store, None), options);

@@ -25,6 +25,7 @@ use crate::object::to_gix_kind;
 const SIGNATURE: &[u8; 4] = b"DIRC";
 const VERSION: u32 = 2;
 const TREE_SIGNATURE: &[u8; 4] = b"TREE";
+const MONITOR_SIGNATURE: &[u8; 4] = b"FSMN";
 /// Bytes of an entry before the object id.
 const STAT_BYTES: usize = 40;
 /// A name of this length or longer is recorded as having it; the reader looks for the NUL.
@@ -47,12 +48,19 @@ pub struct IndexStat {
 }
 
 /// Writes the index of `base`, whose git tree is `root_oid`, to `path`. The file appears complete
-/// or not at all; it replaces one that is there. Memory is bounded by the number of directories.
+/// or not at all; it replaces one that is there. Memory is bounded by the number of directories. With the `token` of
+/// this moment it says that git need not look at any file that has not changed since.
 ///
 /// # Errors
 /// [`Error::NoObjectId`] for a tree with entries that did not come from git,
 /// [`Error::Engine`] for what loading directory objects meets, [`Error::Io`].
-pub fn write_index(base: &Base, stat: &IndexStat, root_oid: GitOid, path: &Path) -> Result<()> {
+pub fn write_index(
+    base: &Base,
+    stat: &IndexStat,
+    root_oid: GitOid,
+    token: Option<&str>,
+    path: &Path,
+) -> Result<()> {
     let directories = Directories::of(base)?;
     let parent = path.parent().unwrap_or(Path::new("/"));
     let mut file = tempfile::Builder::new()
@@ -64,16 +72,42 @@ pub fn write_index(base: &Base, stat: &IndexStat, root_oid: GitOid, path: &Path)
     out.put(SIGNATURE)?;
     out.put(&VERSION.to_be_bytes())?;
     out.put(&directories.files(0).to_be_bytes())?;
-    put_entries(base, stat, &mut out)?;
+    let has_gitlinks = put_entries(base, stat, &mut out)?;
     let cache_tree = directories.cache_tree(root_oid)?;
     out.put(TREE_SIGNATURE)?;
     out.put(&u32_of(cache_tree.len() as u64, "the cache-tree")?.to_be_bytes())?;
     out.put(&cache_tree)?;
+    // git looks at submodules itself, and would have to be told which these are.
+    if let Some(token) = token.filter(|_| !has_gitlinks) {
+        let monitored = monitored(token);
+        out.put(MONITOR_SIGNATURE)?;
+        out.put(&u32_of(monitored.len() as u64, "the token")?.to_be_bytes())?;
+        out.put(&monitored)?;
+    }
     out.finish()?;
     make_later_than(file.as_file(), stat.time)
         .map_err(|source| Error::io("set the time of", path, source))?;
     file.persist(path).map_err(|error| Error::io("write", path, error.error))?;
     Ok(())
+}
+
+/// States that no file has changed since the moment of a token (`gitformat-index`, File System Monitor cache, version 2):
+/// the token, and which entries have, as a compressed bitmap that holds no bit.
+fn monitored(token: &str) -> Vec<u8> {
+    let mut bytes = 2_u32.to_be_bytes().to_vec();
+    bytes.extend_from_slice(token.as_bytes());
+    bytes.push(0);
+    // Bits, words, the one word that says that no word follows, and where that is.
+    let bitmap = [
+        &0_u32.to_be_bytes()[..],
+        &1_u32.to_be_bytes(),
+        &0_u64.to_be_bytes(),
+        &0_u32.to_be_bytes(),
+    ];
+    let bitmap = bitmap.concat();
+    bytes.extend_from_slice(&(bitmap.len() as u32).to_be_bytes());
+    bytes.extend_from_slice(&bitmap);
+    bytes
 }
 
 /// git rereads every file whose mtime is not before that of the index. Entries are in the past, so
@@ -177,7 +211,9 @@ fn git_order(dir: Dir<'_>) -> Option<Vec<u32>> {
     Some(order)
 }
 
-fn put_entries(base: &Base, stat: &IndexStat, out: &mut Output<'_>) -> Result<()> {
+/// Writes all entries; whether a gitlink is among them.
+fn put_entries(base: &Base, stat: &IndexStat, out: &mut Output<'_>) -> Result<bool> {
+    let mut has_gitlinks = false;
     let mut path = Vec::new();
     let mut record = Vec::new();
     let mut levels = vec![Level::new(base.root(), 0)];
@@ -194,12 +230,13 @@ fn put_entries(base: &Base, stat: &IndexStat, out: &mut Output<'_>) -> Result<()
             path.push(b'/');
             levels.push(Level::new(child, path.len()));
         } else {
+            has_gitlinks |= entry.kind == EntryKind::Gitlink;
             record.clear();
             encode_entry(&mut record, &entry, level.dir.ino_of(index), stat, &path)?;
             out.put(&record)?;
         }
     }
-    Ok(())
+    Ok(has_gitlinks)
 }
 
 fn encode_entry(
@@ -385,7 +422,7 @@ mod tests {
         let store = tempfile::tempdir_in(sandbox.path("")).unwrap();
         let (base, root) = base_of(store.path(), repository, "HEAD");
         let (ours, theirs) = (repository.join(".git/ours"), repository.join(".git/theirs"));
-        write_index(&base, &STAT, root, &ours).unwrap();
+        write_index(&base, &STAT, root, None, &ours).unwrap();
         let status = command(repository, &["read-tree", "HEAD"])
             .env("GIT_INDEX_FILE", &theirs)
             .status()
@@ -472,7 +509,7 @@ mod tests {
         let store = tempfile::tempdir_in(sandbox.path("")).unwrap();
         let (base, root) = base_of(store.path(), &repository, "HEAD");
         let path = repository.join(".git/ours");
-        write_index(&base, &STAT, root, &path).unwrap();
+        write_index(&base, &STAT, root, None, &path).unwrap();
         let index = gix::index::File::at(
             &path,
             gix::hash::Kind::Sha1,
@@ -508,7 +545,7 @@ mod tests {
         std::fs::write(&path, "garbage").unwrap();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         for time in [now as i64 - 2, now as i64 + 1000, -1] {
-            write_index(&base, &IndexStat { time, ..STAT }, root, &path).unwrap();
+            write_index(&base, &IndexStat { time, ..STAT }, root, None, &path).unwrap();
             let modified = path.metadata().unwrap().modified().unwrap();
             let modified = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
             assert!(modified as i64 > time);

@@ -34,6 +34,7 @@ pub mod limits;
 mod local;
 mod locate;
 pub mod mend;
+pub mod monitor;
 pub mod names;
 mod object;
 pub mod odb;

@@ -15,6 +15,7 @@ use gix::refs::FullName;
 use crate::error::{Error, Result};
 use crate::files::{self, ASIDE};
 use crate::limits::{GIT_FILE_BYTES_MAX, STATE_DEPTH_MAX};
+use crate::monitor::INTERRUPTED;
 use crate::repository::Repository;
 use crate::saved::{DIGESTS, restate, write_digests};
 use crate::spare::Change;
@@ -24,7 +25,7 @@ use crate::transport;
 pub(crate) const RETURNS_TO: [(&str, &str); 3] =
     [("rebase-merge/head-name", HEADS), ("rebase-apply/head-name", HEADS), ("BISECT_START", "")];
 /// What says where a git directory belongs, or what was saved of one, and is not carried.
-const OWN: [&str; 5] = ["HEAD", "commondir", "gitdir", "locked", DIGESTS];
+const OWN: [&str; 6] = ["HEAD", "commondir", "gitdir", "locked", DIGESTS, INTERRUPTED];
 pub(crate) const HEADS: &str = "refs/heads/";
 
 /// Where the `HEAD` of a fork is, and where its branch begins.

@@ -12,6 +12,7 @@ pub mod du;
 pub mod exec;
 pub mod export;
 pub mod fsck;
+pub mod fsmonitor;
 pub mod gc;
 pub mod materialize;
 pub mod mount;
@@ -71,6 +72,7 @@ pub fn run(command: Command, output: Output) -> Result<u8> {
         Command::Stats(args) => stats::run(&args, output),
         Command::Doctor(args) => doctor::run(&args, output),
         Command::Fsck(args) => fsck::run(&args, output),
+        Command::Fsmonitor(args) => fsmonitor::run(&args),
         Command::Gc(args) => gc::run(&args, output),
         Command::Du(args) => du::run(&args, output),
         Command::Daemon(args) => daemon::run(&args, output),

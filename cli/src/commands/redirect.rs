@@ -2,13 +2,13 @@
 
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use clap::Subcommand;
 
 use crate::commands::call;
 use crate::destination;
 use crate::error::{Failure, Kind, Result};
+use crate::ignored::is_ignored;
 use crate::output::Output;
 use crate::protocol::{
     RedirectAddCall, RedirectInfo, RedirectListCall, RedirectRemoveCall, Redirects, Status,
@@ -115,25 +115,13 @@ fn add(args: &AddArgs, output: Output) -> Result<()> {
     let shown = added.redirects.iter().filter_map(|one| {
         let path = &one.status.path.0;
         let dir = one.dir.as_ref().filter(|_| one.status.appears.as_deref() == Some("mount"))?;
-        is_shown_by_git(&dir.0, path).then(|| {
+        (is_ignored(&dir.0, path) == Some(false)).then(|| {
             format!("git does not ignore {path:?}: add the line /{} to .gitignore", path.display())
         })
     });
     let shown: Vec<_> = shown.collect();
     added.notes.extend(shown);
     output.result(&added, |out| show(out, &added))
-}
-
-/// Whether git would show files in a directory as untracked.
-fn is_shown_by_git(dir: &Path, path: &Path) -> bool {
-    let mut command = Command::new("git");
-    for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR"] {
-        command.env_remove(variable);
-    }
-    command.arg("-C").arg(dir).args(["check-ignore", "-q", "--"]).arg(path);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // 0: ignored, 1: not, anything else: git cannot tell.
-    command.status().is_ok_and(|status| status.code() == Some(1))
 }
 
 fn show(out: &mut dyn Write, redirects: &Redirects) -> io::Result<()> {

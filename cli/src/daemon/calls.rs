@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use agentfs_engine::base::Base;
 use agentfs_engine::store::{self, Branch, WorktreeRecord};
 use agentfs_gitimport::repository::Repository;
 use agentfs_gitimport::walk::ImportedTrees;
@@ -11,6 +12,7 @@ use agentfs_gitimport::{attach, fetch, gitdir};
 use serde_json::Value;
 use tracing::warn;
 
+use crate::daemon::changed;
 use crate::daemon::note::{Making, Note};
 use crate::daemon::opening::{Cold, Opening};
 use crate::daemon::redirects;
@@ -22,6 +24,7 @@ use crate::destination;
 use crate::error::{Failure, Kind, Result};
 use crate::incoming::{self, Incoming};
 use crate::layout::remove_all;
+use crate::monitor;
 use crate::protocol::{AttachCall, CloneCall, MountCall, Opened, UmountCall, Unmounted, WirePath};
 
 /// A repository that has been moved into its place and is not on record yet. Dropping it removes it.
@@ -76,6 +79,10 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
     let (root, trees) = target::import(daemon, &repository, &target, call)?;
     let branch = target::branch(daemon, &repository, &target, root)?;
     call.cancel.check()?;
+    let base = Base::open(Arc::clone(&daemon.store), None, root)?;
+    if base.entries() >= monitor::ENTRIES_MIN {
+        monitor::configure(&adopted.path, &daemon.layout)?;
+    }
     let opening = match &params.mount {
         Some(at) => {
             let reservation = daemon.worktrees.reserve(&at.dir.0, &branch)?;
@@ -374,7 +381,7 @@ pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
     let closing = daemon.worktrees.close(dir, lazy)?;
     let WorktreeRecord { repository, branch: name, git_dir, .. } = &closing.record;
     let branch = daemon.store.branch(repository, name)?;
-    let changed = match (&closing.worktree, &branch) {
+    let is_changed = match (&closing.worktree, &branch) {
         // Its native directories go by its number.
         (_, Some(branch)) if redirects::any(&daemon.layout, branch.number) => true,
         (Some(worktree), _) => {
@@ -386,10 +393,13 @@ pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
         }
         (None, None) => false,
     };
-    if changed && let Some(worktree) = &closing.worktree {
+    if is_changed && let Some(worktree) = &closing.worktree {
         worktree.drain()?;
+        if !closing.lives {
+            changed::keep(git_dir, worktree);
+        }
     }
-    if !changed {
+    if !is_changed {
         gitdir::remove(git_dir)?;
     }
     let mut batch = daemon.store.batch()?;
@@ -398,7 +408,7 @@ pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
     }
     let mut outbox = None;
     match branch {
-        Some(branch) if changed => {
+        Some(branch) if is_changed => {
             batch.put_branch(&Branch { git_dir: Some(git_dir.clone()), ..branch });
         }
         Some(branch) => {

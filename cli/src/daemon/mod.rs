@@ -7,6 +7,7 @@
 mod backup;
 mod branches;
 mod calls;
+mod changed;
 mod check;
 mod execs;
 mod ingest;

@@ -15,10 +15,11 @@ use agentfs_engine::worktree::{Point, Worktree, WorktreeOptions};
 use agentfs_fuse::{MountOptions, Mounted};
 use agentfs_gitimport::gitdir::{self, NewGitDir, WorktreeHead};
 use agentfs_gitimport::index::{IndexStat, write_index};
-use agentfs_gitimport::racy;
+use agentfs_gitimport::{monitor, racy};
 use tracing::{debug, info, warn};
 
 use crate::daemon::branches;
+use crate::daemon::changed;
 use crate::daemon::note::{Making, Note};
 use crate::daemon::redirects;
 use crate::daemon::repositories::OpenRepository;
@@ -237,6 +238,7 @@ fn mount(
     let git_file = Some(gitdir::git_file(&record.git_dir));
     let worktree = worktree(daemon, repository, branch, git_file, record.read_only, begin)?;
     if !fresh && begin.is_none() && !record.read_only {
+        changed::resume(&record.git_dir, &worktree);
         believe_no_more_than_holds(branch, &repository.record, &record.git_dir, &worktree);
     }
     let base = Arc::clone(worktree.base());
@@ -257,7 +259,9 @@ fn mount(
         // An index has room for the low half of the device number.
         let (uid, gid) = owner();
         let stat = IndexStat { time: branch.time, uid, gid, dev: mounted.dev() as u32 };
-        write_index(&base, &stat, root_oid, &record.git_dir.join("index"))
+        let token = changed::token(&worktree)
+            .filter(|_| monitor::is_configured(&repository.record.git_dir));
+        write_index(&base, &stat, root_oid, token.as_deref(), &record.git_dir.join("index"))
     })?;
     Ok((worktree, mounted, at_once))
 }

@@ -11,8 +11,8 @@ use tracing::info;
 use crate::daemon::rpc::{Answer, Call, Service};
 use crate::daemon::state::Daemon;
 use crate::daemon::{
-    backup, branches, calls, check, execs, redirects, rename, repair, report, snapshots, switch,
-    upkeep, views,
+    backup, branches, calls, changed, check, execs, redirects, rename, repair, report, snapshots,
+    switch, upkeep, views,
 };
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
@@ -65,6 +65,7 @@ impl Methods {
             method::REDIRECT_LIST => value(redirects::list(daemon, &parse(params)?)),
             method::REDIRECT_REMOVE => value(redirects::remove(daemon, &parse(params)?)),
             method::STATUS => value(report::status(daemon)),
+            method::CHANGED_PATHS => value(changed::changed_paths(daemon, &parse(params)?)),
             method::STATS => value(report::stats(daemon)),
             method::BACKUP => value(backup::backup(daemon, &parse(params)?, call)),
             method::CHECK => value(check::check(daemon, call)),

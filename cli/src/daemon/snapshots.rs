@@ -292,7 +292,8 @@ pub fn undo(daemon: &Daemon, params: &UndoCall) -> Result<SnapshotRestored> {
     restore(daemon, &SnapshotRestoreCall { snapshot: id(newest.number), branch: None })
 }
 
-/// Has the kernel forget what differs from what a mount has shown; what it keeps is logged.
+/// Has the kernel forget what differs from what a mount has shown; what it keeps is logged. What git has seen of it
+/// until then is not believed.
 pub fn forget_in_kernel(up: &Up, difference: &Difference) {
     let names =
         difference.names.iter().map(|(parent, name)| Stale::Entry { parent: *parent, name });
@@ -302,6 +303,7 @@ pub fn forget_in_kernel(up: &Up, difference: &Difference) {
             warn!("{error}");
         }
     }
+    up.worktree.begin_generation();
 }
 
 fn restore_git(

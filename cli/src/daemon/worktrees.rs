@@ -11,6 +11,7 @@ use agentfs_fuse::Mounted;
 use agentfs_gitimport::gitdir;
 use tracing::warn;
 
+use crate::daemon::changed;
 use crate::daemon::note::Note;
 use crate::daemon::redirects;
 use crate::error::{Failure, Kind, Result};
@@ -246,13 +247,16 @@ impl Worktrees {
     pub fn close_all(&self) {
         for (dir, slot) in self.list() {
             let Slot::Up(up) = slot else { continue };
+            let mut is_left = true;
             let done = match up.unmount(false) {
                 Err(Failure { kind: Kind::Busy, .. }) => {
                     warn!("{} is in use and vanishes for those who are in it", dir.display());
+                    is_left = false;
                     up.unmount(true)
                 }
                 done => done,
             };
+            is_left &= done.is_ok();
             if let Err(failure) = done {
                 warn!("{failure}");
             }
@@ -262,10 +266,12 @@ impl Worktrees {
                 // Nothing is lost: the outbox has it.
                 warn!("{} is not drained: {error}", dir.display());
             }
-            if up.note.is_some()
-                && let Err(error) = gitdir::remove(&up.record.git_dir)
-            {
-                warn!("{error}");
+            if up.note.is_some() {
+                if let Err(error) = gitdir::remove(&up.record.git_dir) {
+                    warn!("{error}");
+                }
+            } else if is_left {
+                changed::keep(&up.record.git_dir, &up.worktree);
             }
         }
         self.lock().clear();

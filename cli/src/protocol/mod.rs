@@ -6,7 +6,7 @@ mod redirects;
 mod upkeep;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -73,6 +73,8 @@ pub mod method {
     pub const REDIRECT_REMOVE: &str = "redirect.remove";
     /// Nothing -> [`super::Status`].
     pub const STATUS: &str = "status";
+    /// [`super::ChangedPathsCall`] -> [`super::ChangedPaths`].
+    pub const CHANGED_PATHS: &str = "changed_paths";
     /// Nothing -> [`super::Stats`].
     pub const STATS: &str = "stats";
     /// [`super::BackupCall`] -> [`super::BackedUp`].
@@ -152,6 +154,18 @@ fn decode_hex(text: &str) -> Option<Vec<u8>> {
     }
     let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     digits.chunks_exact(2).map(pair).collect()
+}
+
+impl WirePath {
+    /// The path of these bytes.
+    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self(OsString::from_vec(bytes).into())
+    }
+
+    /// Its bytes.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0.into_os_string().into_vec()
+    }
 }
 
 impl From<&Path> for WirePath {
@@ -472,6 +486,28 @@ pub struct Changes {
     /// Why no more changes are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+}
+
+/// Asks what may have changed in a worktree since it was asked before.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ChangedPathsCall {
+    /// The device of its directory: which worktree is at a path depends on who looks.
+    pub dev: u64,
+    /// The inode of its directory: git may be in a worktree of its own that somebody has put into that of the store.
+    pub ino: u64,
+    /// The token of the answer before; any other text is as good as none.
+    pub since: String,
+}
+
+/// What may have changed in a worktree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedPaths {
+    /// What to ask with the next time.
+    pub token: String,
+    /// The paths that may have changed, with all below them; none if that may be all.
+    pub paths: Option<Vec<WirePath>>,
+    /// The paths that are redirected, of which nothing is known.
+    pub redirected: Vec<WirePath>,
 }
 
 /// What was counted since the daemon started.

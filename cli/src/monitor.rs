@@ -1,0 +1,34 @@
+//! Having git ask `agentfs fsmonitor` what has changed.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use agentfs_gitimport::monitor;
+
+use crate::environment::STORE;
+use crate::error::Result;
+use crate::layout::Layout;
+
+/// A repository has git ask if the tree that is cloned has as many entries. With fewer git has looked at all of them before a
+/// process is started that it could ask.
+pub const ENTRIES_MIN: u32 = 1;
+
+/// Has git ask in all worktrees of a repository that was just made, if the paths of this program and of the
+/// store are text. git asks nobody otherwise, and finds the same. So it does, without a word about it, once the program is
+/// somewhere else.
+///
+/// # Errors
+/// What writing its configuration meets.
+pub fn configure(git_dir: &Path, layout: &Layout) -> Result<()> {
+    let program = std::env::current_exe().ok().filter(|path| path.is_file());
+    let Some(program) = program.as_deref().and_then(quoted) else { return Ok(()) };
+    let Some(store) = quoted(layout.root()) else { return Ok(()) };
+    let ask = format!("{STORE}={store} exec {program} fsmonitor \"$@\"");
+    Ok(monitor::configure(git_dir, &format!("ask() {{ test -x {program} && {ask}; }}; ask"))?)
+}
+
+/// A path as a word of the shell; none if it is no text.
+fn quoted(path: &Path) -> Option<String> {
+    let text = std::str::from_utf8(path.as_os_str().as_bytes()).ok()?;
+    Some(format!("'{}'", text.replace('\'', "'\\''")))
+}
