@@ -47,6 +47,7 @@ fn what_is_wrong_is_told_and_nothing_is_left() {
     let source = source(&store);
     let source = text(source.dir());
     let taken = store.clone(Path::new(&source), "taken");
+    git(&taken, &["branch", "over/main"]);
     fs::create_dir(store.path("full")).unwrap();
     fs::write(store.path("full/file"), "").unwrap();
     fs::create_dir(store.path("plain")).unwrap();
@@ -74,6 +75,14 @@ fn what_is_wrong_is_told_and_nothing_is_left() {
         (3, "in no worktree", vec!["status", &path("full")]),
         (4, "not a git repository", vec!["attach", &path("plain")]),
         (3, "No such file", vec!["attach", &path("missing")]),
+        (3, "not a worktree", vec!["worktree", "remove", &new]),
+        (3, "not a worktree", vec!["worktree", "remove", &source]),
+        (4, "cannot name a branch", vec!["branch", "create", "a..b", "--from", "source@main"]),
+        (4, "cannot name a branch", vec!["branch", "create", "a b", "--from", "source@main"]),
+        (4, "cannot name a branch", vec!["branch", "create", "HEAD", "--from", "source@main"]),
+        (4, "cannot name a branch", vec!["branch", "create", "", "--from", "source@main"]),
+        (4, "beside main", vec!["branch", "create", "main/sub", "--from", "source@main"]),
+        (4, "beside over/main", vec!["branch", "create", "over", "--from", "source@main"]),
         (2, "unrecognized", vec!["nope"]),
     ] {
         let said = store.fails(code, &args);
@@ -87,6 +96,35 @@ fn what_is_wrong_is_told_and_nothing_is_left() {
     assert_eq!(mounts::below(&store.path("")).len(), 1);
     let listed = store.json(&["ps"]);
     assert_eq!(listed["repositories"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_worktree_is_not_removed_unless_git_says_of_it_that_nothing_has_changed() {
+    if !fuse_available() {
+        return;
+    }
+    let store = TestStore::new();
+    let taken = store.clone(source(&store).dir(), "taken");
+    fs::write(taken.join("mine"), "m").unwrap();
+    let args = ["worktree", "remove", &text(&taken)];
+    // Hooks are called with the repository that they are of.
+    let other = fixture::Builder::new(&store.path("other"));
+    other.file("b", "x").commit("x");
+    let other = text(other.dir());
+    let mut command = store.command(&args);
+    command.env("GIT_DIR", format!("{other}/.git")).env("GIT_WORK_TREE", &other);
+    let finished = store.finish(command);
+    assert_eq!(finished.code, 4, "{}", finished.stderr);
+    assert!(finished.stderr.contains("modified or untracked"), "{}", finished.stderr);
+    fs::remove_file(taken.join("mine")).unwrap();
+    let index = git(&taken, &["rev-parse", "--git-path", "index"]);
+    let whole = fs::read(&index).unwrap();
+    fs::write(&index, "no index").unwrap();
+    let said = store.fails(4, &args);
+    assert!(said.contains("git cannot say") && said.contains("--force"), "{said}");
+    fs::write(&index, whole).unwrap();
+    store.ok(&args);
+    assert!(!taken.exists());
 }
 
 #[test]

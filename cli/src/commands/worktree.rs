@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::commands::{call, day, open, refuse_without_fuse, short};
 use crate::destination;
+use crate::environment::GIT_LOCAL;
 use crate::error::{Failure, Kind, Result};
 use crate::output::Output;
 use crate::protocol::{
@@ -206,15 +207,43 @@ fn list(args: &ListArgs, output: Output) -> Result<u8> {
     Ok(0)
 }
 
+/// Refuses a worktree with files that are modified or untracked, or of which git cannot say that. What is no worktree
+/// of the store is for the daemon to refuse.
+fn refuse_changed(dir: &Path, output: Output) -> Result<()> {
+    let refuse = |why: String, hint: &str| {
+        Err(Failure::new(Kind::Refused, format!("{} {why}", dir.display())).hint(hint))
+    };
+    let kept = "remove it with --force: a snapshot keeps what it differs by from its commit";
+    let Status { worktrees, .. } = call(output, method::STATUS, &())?;
+    match worktrees.iter().find(|one| one.dir.0 == dir) {
+        None => return Ok(()),
+        // What lies around it is no affair of it.
+        Some(one) if !one.mounted => {
+            return refuse("is not mounted: git cannot say what has changed in it".into(), kept);
+        }
+        Some(_) => {}
+    }
+    let mut status = Command::new("git");
+    GIT_LOCAL.iter().for_each(|name| {
+        status.env_remove(name);
+    });
+    let done = status.arg("-C").arg(dir).args(["status", "--porcelain"]).output();
+    let done = done.map_err(|error| Failure::new(Kind::Failed, format!("git: {error}")))?;
+    if !done.status.success() {
+        let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
+        return refuse(format!("may have changes, of which git cannot say: {said}"), kept);
+    }
+    if !done.stdout.is_empty() {
+        let hint = "commit them, or remove it with --force: a snapshot keeps them then";
+        return refuse("contains modified or untracked files".into(), hint);
+    }
+    Ok(())
+}
+
 fn remove(args: &RemoveArgs, output: Output) -> Result<u8> {
     let dir = destination::absolute(&args.dir)?;
     if !args.force {
-        let changed = git(&dir, ["status", "--porcelain"]);
-        if changed.is_none_or(|changed| !changed.is_empty()) {
-            let message = format!("{} contains modified or untracked files", dir.display());
-            return Err(Failure::new(Kind::Refused, message)
-                .hint("commit them, or remove it with --force: a snapshot keeps them then"));
-        }
+        refuse_changed(&dir, output)?;
     }
     let params = WorktreeRemoveCall { dir: WirePath(dir) };
     let removed: WorktreeRemoved = call(output, method::WORKTREE_REMOVE, &params)?;

@@ -19,6 +19,7 @@ use tracing::warn;
 use crate::daemon::calls;
 use crate::daemon::keeper;
 use crate::daemon::laps::Steps;
+use crate::daemon::names::{self, refuse_taken};
 use crate::daemon::note::{Making, Note};
 use crate::daemon::opening::{self, Begin, Opening};
 use crate::daemon::redirects;
@@ -407,7 +408,7 @@ impl<'a> Made<'a> {
         let making = Self::making(repository, name, commit, None);
         let note = Note::write(&daemon.layout, &making)?;
         if let Some(commit) = &commit {
-            git.create_branch(name, commit)?;
+            names::begin(git, name, commit)?;
         }
         Ok(Self { daemon, git, repository, name, commit, git_dir: None, recorded: None, note })
     }
@@ -454,24 +455,6 @@ impl Drop for Made<'_> {
             warn!("cannot undo branch {}: {failure}", self.name);
         }
     }
-}
-
-/// Refuses a name that a branch has, in the store or in git, or that none can have.
-///
-/// # Errors
-/// [`Kind::Refused`]; what reading the two meets.
-pub fn refuse_taken(daemon: &Daemon, git: &Repository, repository: &str, name: &str) -> Result<()> {
-    if daemon.store.branch(repository, name)?.is_some() || git.has_branch(name)? {
-        return Err(Failure::new(
-            Kind::Refused,
-            format!("there is a branch {name} in {repository} already"),
-        )
-        .hint("choose another name, or mount that branch with `agentfs mount`"));
-    }
-    if name.starts_with('-') || name == "HEAD" {
-        return Err(Failure::new(Kind::Refused, format!("{name:?} cannot name a branch")));
-    }
-    Ok(())
 }
 
 /// Takes a branch off the record, with what only it has in the store, and the worktree at `dir`.

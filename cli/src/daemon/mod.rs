@@ -14,6 +14,7 @@ mod ingest;
 mod keeper;
 mod laps;
 mod memory;
+mod names;
 mod note;
 mod opening;
 mod recover;

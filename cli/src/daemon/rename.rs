@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use agentfs_engine::store::{Branch, WorktreeRecord};
 use agentfs_gitimport::gitdir;
-use agentfs_gitimport::repository::Repository;
 use agentfs_gitimport::state;
 use agentfs_gitimport::walk::ImportedTrees;
 use tracing::{info, warn};
 
-use crate::daemon::branches::refuse_taken;
+use crate::daemon::names::{beside, refuse_taken};
 use crate::daemon::note::{self, Making, Note};
 use crate::daemon::state::Daemon;
 use crate::daemon::target;
@@ -48,14 +47,9 @@ pub fn rename(daemon: &Daemon, params: &BranchRenameCall) -> Result<BranchRename
         let message = format!("{from} is a commit and no branch");
         return refuse(message, "`git switch -c NAME` in its worktree begins a branch there");
     }
-    if !Repository::is_branch_name(to) {
-        let hint = "`git help check-ref-format` says what a name may hold";
-        return refuse(format!("{to:?} cannot name a branch"), hint);
-    }
     refuse_taken(daemon, &git, &branch.repository, to)?;
     if let Some(other) = git.in_the_way_of(to, from)? {
-        let message = format!("git has no room for a branch {to} beside {other}");
-        return refuse(message, "choose another name");
+        return Err(beside(to, &other));
     }
     if let Some(at) = git.operation_on(from)? {
         let message = format!("a rebase or bisection of {from} is in progress ({})", at.display());
