@@ -2,6 +2,7 @@
 //! them for other languages.
 
 mod branches;
+mod changed;
 mod redirects;
 mod upkeep;
 
@@ -19,6 +20,7 @@ pub use branches::{
     SnapshotRestored, SnapshotShown, Snapshots, SwitchCall, SwitchMeans, Switched, UndeleteCall,
     UndoCall, ViewBegun, ViewCall, WorktreeRemoveCall, WorktreeRemoved,
 };
+pub use changed::{ChangedPaths, ChangedPathsCall};
 pub use redirects::{
     RedirectAddCall, RedirectInfo, RedirectListCall, RedirectRemoveCall, RedirectStatus, Redirects,
 };
@@ -486,28 +488,6 @@ pub struct Changes {
     /// Why no more changes are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
-}
-
-/// Asks what may have changed in a worktree since it was asked before.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ChangedPathsCall {
-    /// The device of its directory: which worktree is at a path depends on who looks.
-    pub dev: u64,
-    /// The inode of its directory: git may be in a worktree of its own that somebody has put into that of the store.
-    pub ino: u64,
-    /// The token of the answer before; any other text is as good as none.
-    pub since: String,
-}
-
-/// What may have changed in a worktree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChangedPaths {
-    /// What to ask with the next time.
-    pub token: String,
-    /// The paths that may have changed, with all below them; none if that may be all.
-    pub paths: Option<Vec<WirePath>>,
-    /// The paths that are redirected, of which nothing is known.
-    pub redirected: Vec<WirePath>,
 }
 
 /// What was counted since the daemon started.
