@@ -24,8 +24,8 @@ pub use change::Put;
 pub use directory::{Directory, Known};
 pub use extents::{Extent, Extents, Source};
 pub(crate) use generation::Generation;
-use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet};
 pub use inode::Inode;
 pub(crate) use row::{EntryRow, InodeRow, LayerNodes};
 
@@ -167,6 +167,8 @@ fn entries(node: &Arc<Node>) -> Option<&Directory> {
 #[derive(Debug, Default)]
 pub struct Overlay {
     nodes: OrdMap<Ino, Arc<Node>>,
+    /// Those of them that have no name, so that a fork of a branch with many changes need not look for them.
+    nameless: OrdSet<Ino>,
     /// The highest number that a new inode has had.
     last_new: u64,
     dirty: Dirty,
@@ -197,8 +199,8 @@ impl Overlay {
     /// A copy, of which everything counts as drained.
     pub(crate) fn copy(&self) -> Self {
         let generation = Generation::new(None);
-        let (nodes, last_new) = (self.nodes.clone(), self.last_new);
-        Self { nodes, last_new, generation, ..Self::default() }
+        let (nodes, nameless) = (self.nodes.clone(), self.nameless.clone());
+        Self { nodes, nameless, last_new: self.last_new, generation, ..Self::default() }
     }
 
     /// For how long what it does not tell is as in the base.
@@ -227,6 +229,7 @@ impl Overlay {
             Put::Inode(ino, inode) => {
                 self.dirty.inodes.insert(*ino);
                 self.last_new = self.last_new.max(ino.0);
+                self.count_names(*ino, inode.nlink);
                 match self.node_mut(*ino) {
                     Some(node) => node.inode = *inode,
                     None => {
@@ -237,6 +240,7 @@ impl Overlay {
             }
             Put::CopyUp(ino, inode) => {
                 self.dirty.inodes.insert(*ino);
+                self.count_names(*ino, inode.nlink);
                 match self.node_mut(*ino) {
                     Some(node) => node.inode = *inode,
                     None => {
@@ -422,10 +426,23 @@ impl Overlay {
 
     /// The inodes that have no name any more, in order.
     pub(crate) fn orphans(&self) -> Vec<Ino> {
-        let orphans = self.nodes.iter().filter(|(_, node)| node.inode.nlink == 0);
-        let mut orphans: Vec<_> = orphans.map(|(&ino, _)| ino).collect();
-        orphans.sort_unstable();
-        orphans
+        self.nameless.iter().copied().collect()
+    }
+
+    /// Asserts that no inode without a name is missed.
+    #[cfg(test)]
+    pub(crate) fn assert_orphans(&self) {
+        let found = self.nodes.iter().filter(|(_, node)| node.inode.nlink == 0);
+        assert_eq!(self.orphans(), found.map(|(&ino, _)| ino).collect::<Vec<_>>());
+    }
+
+    /// Takes note that an inode has so many names now.
+    fn count_names(&mut self, ino: Ino, names: u32) {
+        if names == 0 {
+            self.nameless.insert(ino);
+        } else if !self.nameless.is_empty() {
+            self.nameless.remove(&ino);
+        }
     }
 
     fn change_file(&mut self, ino: Ino, range: Range<u64>, source: Option<Source>) {
@@ -444,6 +461,7 @@ impl Overlay {
 
     fn forget(&mut self, ino: Ino) {
         self.dirty.inodes.insert(ino);
+        self.nameless.remove(&ino);
         if let Some(node) = self.nodes.remove(&ino)
             && let Body::Directory(directory) = &node.body
         {

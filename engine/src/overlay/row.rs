@@ -194,8 +194,14 @@ impl Overlay {
         self.generation = Generation::new(None);
         for (ino, node) in nodes {
             match node {
-                Some(node) => drop(self.nodes.insert(ino, node)),
-                None => drop(self.nodes.remove(&ino)),
+                Some(node) => {
+                    self.count_names(ino, node.inode.nlink);
+                    self.nodes.insert(ino, node);
+                }
+                None => {
+                    self.nameless.remove(&ino);
+                    self.nodes.remove(&ino);
+                }
             }
         }
     }

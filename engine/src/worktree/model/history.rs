@@ -155,6 +155,9 @@ impl History {
     /// If they differ.
     pub(in crate::worktree) fn compare(&self) {
         assert_eq!(self.differs(), Ok(()));
+        if let Ok(live) = self.worktree().live() {
+            live.changes.read().assert_orphans();
+        }
         for ino in self.now().orphans() {
             assert_orphan(self.worktree(), self.now(), ino);
         }
