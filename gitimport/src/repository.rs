@@ -184,13 +184,13 @@ impl Repository {
     }
 
     /// Reads `rev` as a full object id.
-    fn full_id(&self, rev: &str) -> Option<GitOid> {
+    pub(crate) fn full_id(&self, rev: &str) -> Option<GitOid> {
         let id = gix::ObjectId::from_hex(rev.as_bytes()).ok()?;
         (id.kind() == to_gix_kind(self.hash())).then(|| from_gix(&id)).flatten()
     }
 
     /// The object that reference `name` leads to, if there is one of that full or short name.
-    fn reference(&self, name: &str) -> Result<Option<GitOid>> {
+    pub(crate) fn reference(&self, name: &str) -> Result<Option<GitOid>> {
         let git = self.gix();
         let target = guarded(|| -> gix::Result<_> {
             let Ok(name) = <&gix::refs::PartialNameRef>::try_from(name) else { return Ok(None) };

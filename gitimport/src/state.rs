@@ -227,6 +227,20 @@ fn carry_file(from: &Path, to: &Path, link: bool) -> Result<()> {
 }
 
 impl Repository {
+    /// The commit of the `HEAD` in the git directory of a worktree; none on a branch without one.
+    ///
+    /// # Errors
+    /// [`Error::NotARepository`] for a `HEAD` that is neither a branch nor a commit; what reading it meets.
+    pub fn head_in(&self, git_dir: &Path) -> Result<Option<GitOid>> {
+        let text = read(&git_dir.join("HEAD"))?.unwrap_or_default();
+        if let Some(name) = text.strip_prefix("ref: ") {
+            return self.reference(name);
+        }
+        let why = || "its HEAD is neither a branch nor a commit".into();
+        let id = self.full_id(&text);
+        id.map(Some).ok_or_else(|| Error::NotARepository { path: git_dir.to_owned(), why: why() })
+    }
+
     /// Makes branch `name` at `commit`. Nobody else's lock stands in the way of any number of these at
     /// once.
     ///
@@ -337,12 +351,16 @@ mod tests {
             Some(repository.resolve(rev).unwrap().id)
         };
         assert_eq!(head(), ForkHead { commit: None, detached: None });
+        let head_in = || Repository::open(&dir).unwrap().head_in(&dir);
+        assert_eq!(head_in().unwrap(), None);
         commit(&path, "a", b"1");
         commit(&path, "b", b"2");
         assert_eq!(head(), ForkHead { commit: oid("main"), detached: None });
         let saved = ForkHead::of(&Repository::open(&dir).unwrap(), &dir, oid("main~1")).unwrap();
         assert_eq!(saved, ForkHead { commit: oid("main~1"), detached: None });
+        assert_eq!(head_in().unwrap(), oid("main"));
         git(&path, &["checkout", "-q", "--detach", "main~1"]);
+        assert_eq!(head_in().unwrap(), oid("main~1"));
         assert_eq!(head(), ForkHead { commit: oid("main~1"), detached: None });
         files::write(&dir.join("rebase-merge/head-name"), b"refs/heads/main\n").unwrap();
         assert_eq!(head(), ForkHead { commit: oid("main"), detached: oid("main~1") });
@@ -352,6 +370,7 @@ mod tests {
         fs::write(dir.join("HEAD"), "nonsense\n").unwrap();
         let damaged = ForkHead::of(&repository, &dir, None);
         assert!(matches!(damaged, Err(Error::NotARepository { .. })), "{damaged:?}");
+        assert!(matches!(head_in(), Err(Error::NotARepository { .. })));
     }
 
     #[test]

@@ -62,6 +62,18 @@ fn a_fork_has_what_its_origin_has_and_is_alone_from_then_on() {
     git(&side, &["commit", "-qam", "of the side"]);
     assert_eq!(git(&main, &["log", "-1", "--format=%s", "side"]), "of the side");
     assert_eq!(git(&main, &["log", "-1", "--format=%s"]), "first");
+
+    // What is committed is where it is from then on, whatever it began with.
+    let commit = git(&side, &["rev-parse", "HEAD"]);
+    let made = store.json(&["branch", "create", "next", "--from", "side"]);
+    assert_eq!(made["commit"], commit, "{made}");
+    let listed = store.ok(&["branch", "list"]);
+    for name in ["side", "next"] {
+        let line = listed.lines().find(|line| line.contains(&format!("@{name} "))).unwrap();
+        assert!(line.contains(&commit[..12]), "{line}");
+    }
+    let shown = store.json(&["status", &side.display().to_string()]);
+    assert_eq!(shown["worktrees"][0]["commit"], commit, "{shown}");
     assert_sound(&store);
 }
 

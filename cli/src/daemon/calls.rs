@@ -16,6 +16,7 @@ use crate::daemon::changed;
 use crate::daemon::note::{Making, Note};
 use crate::daemon::opening::{Cold, Opening};
 use crate::daemon::redirects;
+use crate::daemon::report;
 use crate::daemon::repositories::{OpenRepository, name_of, unique};
 use crate::daemon::rpc::{Answer, Call, Wait};
 use crate::daemon::state::Daemon;
@@ -444,10 +445,11 @@ pub fn describe(
     note: Option<String>,
 ) -> Result<Opened> {
     let tree = daemon.store.tree(branch.root)?;
+    let git_dir = worktree.map(|worktree| worktree.git_dir.as_path());
     Ok(Opened {
         repository: branch.repository.clone(),
         branch: branch.name.clone(),
-        commit: branch.commit.map(|commit| commit.to_string()),
+        commit: report::commit_of(daemon, branch, git_dir.or(branch.git_dir.as_deref())),
         detached: branch.detached,
         entries: u64::from(tree.subtree(branch.root).descendants),
         dir: worktree.map(|worktree| worktree.dir.as_path().into()),

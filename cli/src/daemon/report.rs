@@ -1,7 +1,8 @@
 //! The calls that only look: status and stats.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use agentfs_engine::outbox::OutboxCounters;
 use agentfs_engine::store::{Branch, WorktreeRecord};
@@ -19,10 +20,15 @@ use crate::protocol::{
 /// What reading the store meets.
 pub fn status(daemon: &Daemon) -> Result<Status> {
     let branches = daemon.store.branches()?;
+    let mounted: HashMap<_, _> = daemon.worktrees.list().into_iter().filter_map(git_dir).collect();
     let repositories = daemon.store.repositories()?.into_iter().map(|repository| {
         let own = branches.iter().filter(|branch| branch.repository == repository.name);
+        let git_dir = |branch: &Branch| {
+            let mounted = mounted.get(&(branch.repository.clone(), branch.name.clone()));
+            mounted.or(branch.git_dir.as_ref()).cloned()
+        };
         RepositoryStatus {
-            branches: own.map(|branch| branch_status(daemon, branch)).collect(),
+            branches: own.map(|branch| branch_status(daemon, branch, git_dir(branch))).collect(),
             name: repository.name,
             origin: repository.origin,
             git_dir: repository.git_dir.as_path().into(),
@@ -33,7 +39,7 @@ pub fn status(daemon: &Daemon) -> Result<Status> {
         Slot::Busy(..) => None,
         Slot::Up(up) => {
             let gone = (!up.mounted.is_alive()).then(|| "it was unmounted by others".to_owned());
-            let mut status = worktree_status(&up.record, gone, &branches);
+            let mut status = worktree_status(daemon, &up.record, gone, &branches);
             status.changes = up.worktree.state().map(|state| Changes {
                 inodes: state.inodes,
                 outbox_bytes: state.outbox_bytes,
@@ -45,7 +51,7 @@ pub fn status(daemon: &Daemon) -> Result<Status> {
             status.redirect_notes = up.redirects.asked_in_vain();
             Some(status)
         }
-        Slot::Down(record, why) => Some(worktree_status(&record, Some(why), &branches)),
+        Slot::Down(record, why) => Some(worktree_status(daemon, &record, Some(why), &branches)),
     });
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -58,11 +64,31 @@ pub fn status(daemon: &Daemon) -> Result<Status> {
     })
 }
 
-fn branch_status(daemon: &Daemon, branch: &Branch) -> BranchStatus {
+/// The git directory of a worktree, by its repository and its branch.
+fn git_dir((_, slot): (PathBuf, Slot)) -> Option<((String, String), PathBuf)> {
+    let WorktreeRecord { repository, branch, git_dir, .. } = match slot {
+        Slot::Up(up) => up.record.clone(),
+        Slot::Down(record, _) => record,
+        Slot::Busy(..) => return None,
+    };
+    Some(((repository, branch), git_dir))
+}
+
+/// The commit that a branch is at: that of its `HEAD` if it has a git directory, since commits are made there. What
+/// cannot be read is for `fsck` to tell.
+pub fn commit_of(daemon: &Daemon, branch: &Branch, git_dir: Option<&Path>) -> Option<String> {
+    let head = git_dir.and_then(|git_dir| {
+        let repository = daemon.repositories.get(&daemon.store, &branch.repository).ok()?;
+        repository.git().ok()?.head_in(git_dir).ok()
+    });
+    head.unwrap_or(branch.commit).map(|commit| commit.to_string())
+}
+
+fn branch_status(daemon: &Daemon, branch: &Branch, git_dir: Option<PathBuf>) -> BranchStatus {
     let (ingest, failure) = daemon.ingest.of(&branch.repository, &branch.name);
     BranchStatus {
         name: branch.name.clone(),
-        commit: branch.commit.map(|commit| commit.to_string()),
+        commit: commit_of(daemon, branch, git_dir.as_deref()),
         detached: branch.detached,
         changed: branch.git_dir.is_some(),
         ingested: branch.ingested,
@@ -72,6 +98,7 @@ fn branch_status(daemon: &Daemon, branch: &Branch) -> BranchStatus {
 }
 
 fn worktree_status(
+    daemon: &Daemon,
     record: &WorktreeRecord,
     failure: Option<String>,
     branches: &[Branch],
@@ -83,7 +110,7 @@ fn worktree_status(
         dir: record.dir.as_path().into(),
         repository: record.repository.clone(),
         branch: record.branch.clone(),
-        commit: branch.and_then(|branch| branch.commit).map(|commit| commit.to_string()),
+        commit: branch.and_then(|branch| commit_of(daemon, branch, Some(&record.git_dir))),
         mounted: failure.is_none(),
         failure,
         read_only: record.read_only,
