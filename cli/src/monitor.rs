@@ -10,8 +10,9 @@ use crate::error::Result;
 use crate::layout::Layout;
 
 /// A repository has git ask if the tree that is cloned has as many entries. With fewer git has looked at all of them before a
-/// process is started that it could ask.
-pub const ENTRIES_MIN: u32 = 1;
+/// process is started that it could ask: warm `git status` took 11.7 ms with asking and 7.5 without for 300 files, 14.2 and 11.7
+/// for 1,200, 27.0 and 30.2 for 4,659, 34.0 and 48.9 for 10,000, 224 and 384 for 100,000 (medians of turns, two cores).
+pub const ENTRIES_MIN: u32 = 4_000;
 
 /// Has git ask in all worktrees of a repository that was just made, if the paths of this program and of the
 /// store are text. git asks nobody otherwise, and finds the same. So it does, without a word about it, once the program is

@@ -13,7 +13,7 @@ use agentfs_tests::fleet::assert_sound;
 use agentfs_tests::{TestStore, Twins, fuse_available, git, mounts};
 
 /// From how many entries on a clone has git ask: `ENTRIES_MIN` of `cli/src/monitor.rs`.
-const ENTRIES_MIN: usize = 1;
+const ENTRIES_MIN: usize = 4_000;
 /// How long a test may take.
 const LIMIT: Duration = Duration::from_secs(600);
 /// The paths of the answer that is everything.
