@@ -89,8 +89,11 @@ pub fn parse(daemon: &Daemon, what: &str) -> Result<(String, String)> {
     if let Some((repository, revision)) = what.split_once('@') {
         return Ok((repository.into(), revision.into()));
     }
-    let branches = daemon.store.branches()?;
-    let mut named = branches.iter().filter(|branch| branch.name == what);
+    // There are few repositories, and there may be thousands of branches.
+    let repositories = daemon.store.repositories()?;
+    let named = repositories.iter().map(|repository| daemon.store.branch(&repository.name, what));
+    let named: Vec<_> = named.collect::<Result<_, _>>()?;
+    let mut named = named.into_iter().flatten();
     if let Some(branch) = named.next() {
         if let Some(other) = named.next() {
             return Err(Failure::new(
@@ -107,7 +110,7 @@ pub fn parse(daemon: &Daemon, what: &str) -> Result<(String, String)> {
     if daemon.store.repository(what)?.is_some() {
         return Ok((what.into(), String::new()));
     }
-    match daemon.store.repositories()?.as_slice() {
+    match repositories.as_slice() {
         [] => Err(Failure::new(Kind::NotFound, "the store is empty")
             .hint("take a repository in with `agentfs clone <url|path>`")),
         [only] => Ok((only.name.clone(), what.into())),
