@@ -13,8 +13,8 @@
 //! - Nothing here waits for a mount that may be dead or hung, except on a thread or in a process
 //!   that can be left behind.
 //!
-//! `unsafe` appears in `health.rs` and `warm.rs`, for system calls that have no safe form, and in
-//! `uring.rs`, for memory that the kernel writes to.
+//! `unsafe` appears in `health.rs` and `warm.rs`, for system calls that have no safe form, in
+//! `buffer.rs`, for memory that is mapped, and in `uring.rs`, for memory that the kernel writes to.
 
 mod buffer;
 mod cache;

@@ -104,7 +104,8 @@ impl Spare {
         let told = told.unwrap_or_else(|| Waiting::start(git_dir)?.tell(&commands));
         let mut git = told.map_err(|error| failed(error.into()))?;
         if !git.has_done().map_err(|error| failed(error.into()))? {
-            return Err(failed(git.complaint().into()));
+            let complaint = git.complaint().map_err(|error| failed(error.into()))?;
+            return Err(failed(complaint.into()));
         }
         let (spare, git_dir) = (Arc::clone(self), git_dir.to_owned());
         let prepare = move || {
@@ -174,16 +175,12 @@ impl Git {
     }
 
     /// What it said before it ended, or how it ended if it said nothing.
-    fn complaint(&mut self) -> String {
-        let status = self.child.wait().map_or_else(|error| error.to_string(), |s| s.to_string());
+    fn complaint(mut self) -> std::io::Result<String> {
+        let ended = self.child.wait()?;
         let mut said = Vec::new();
-        let read = self.complaints.rewind();
-        let read = read.and_then(|()| {
-            Read::by_ref(&mut self.complaints).take(COMPLAINT_BYTES_MAX).read_to_end(&mut said)
-        });
-        let said = String::from_utf8_lossy(&said);
-        let said = said.trim().trim_start_matches("fatal: ");
-        if read.is_err() || said.is_empty() { status } else { said.into() }
+        self.complaints.rewind()?;
+        self.complaints.take(COMPLAINT_BYTES_MAX).read_to_end(&mut said)?;
+        Ok(transport::complaint(&said, ended))
     }
 }
 

@@ -52,8 +52,7 @@ fn show(out: &mut dyn Write, now: &Stats, before: Option<&Stats>) -> io::Result<
     section(out, "store", &now.store, before.map(|stats| &stats.store))?;
     section(out, "work of the store", &now.counters, before.map(|stats| &stats.counters))?;
     section(out, "daemon", &now.process, before.map(|stats| &stats.process))?;
-    let earlier = before.map(|stats| &stats.calls);
-    durations(out, "calls", &now.calls, earlier)?;
+    durations(out, "calls", &now.calls, before.map(|stats| &stats.calls))?;
     for worktree in &now.worktrees {
         let earlier =
             before.and_then(|stats| stats.worktrees.iter().find(|one| one.dir == worktree.dir));
@@ -102,8 +101,8 @@ fn durations(
         let left = now.iter().map(|(below, count)| (*below, count.saturating_sub(earlier(*below))));
         left.filter(|(_, count)| *count > 0).collect::<Durations>()
     };
-    let mut lines = now.iter().map(|(name, now)| (name, since(name, now)));
-    let mut lines = lines.by_ref().filter(|(_, durations)| !durations.is_empty()).peekable();
+    let lines = now.iter().map(|(name, now)| (name, since(name, now)));
+    let mut lines = lines.filter(|(_, durations)| !durations.is_empty()).peekable();
     if lines.peek().is_none() {
         return Ok(());
     }

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agentfs_engine::base::Base;
 use agentfs_engine::store::{self, Branch, WorktreeRecord};
 use agentfs_gitimport::repository::Repository;
 use agentfs_gitimport::walk::ImportedTrees;
@@ -80,8 +79,7 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
     let (root, trees) = target::import(daemon, &repository, &target, call)?;
     let branch = target::branch(daemon, &repository, &target, root)?;
     call.cancel.check()?;
-    let base = Base::open(Arc::clone(&daemon.store), None, root)?;
-    if base.entries() >= monitor::ENTRIES_MIN {
+    if entries(daemon, &branch)? >= monitor::ENTRIES_MIN {
         monitor::configure(&adopted.path, &daemon.layout)?;
     }
     let opening = match &params.mount {
@@ -434,6 +432,11 @@ pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
     Ok(())
 }
 
+/// How many files and directories the tree has with which a branch has begun.
+fn entries(daemon: &Daemon, branch: &Branch) -> Result<u32> {
+    Ok(daemon.store.tree(branch.root)?.subtree(branch.root).descendants)
+}
+
 /// What a call has brought about.
 ///
 /// # Errors
@@ -444,14 +447,13 @@ pub fn describe(
     worktree: Option<&WorktreeRecord>,
     note: Option<String>,
 ) -> Result<Opened> {
-    let tree = daemon.store.tree(branch.root)?;
     let git_dir = worktree.map(|worktree| worktree.git_dir.as_path());
     Ok(Opened {
         repository: branch.repository.clone(),
         branch: branch.name.clone(),
         commit: report::commit_of(daemon, branch, git_dir.or(branch.git_dir.as_deref())),
         detached: branch.detached,
-        entries: u64::from(tree.subtree(branch.root).descendants),
+        entries: u64::from(entries(daemon, branch)?),
         dir: worktree.map(|worktree| worktree.dir.as_path().into()),
         read_only: worktree.is_some_and(|worktree| worktree.read_only),
         ingested: branch.ingested,

@@ -293,9 +293,14 @@ pub(crate) fn output(
     if done.status.code().is_some_and(|code| codes.contains(&code)) {
         return Ok(done.stdout);
     }
-    let said = String::from_utf8_lossy(&done.stderr);
+    Err(failed(complaint(&done.stderr, done.status).into()))
+}
+
+/// What git `said` before it ended, or how it ended if it said nothing.
+pub(crate) fn complaint(said: &[u8], ended: ExitStatus) -> String {
+    let said = String::from_utf8_lossy(said);
     let said = said.trim().trim_start_matches("fatal: ");
-    Err(failed(if said.is_empty() { done.status.to_string() } else { said.into() }.into()))
+    if said.is_empty() { ended.to_string() } else { said.into() }
 }
 
 /// Lets git remove its temporary files, but not for ever.
