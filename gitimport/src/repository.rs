@@ -9,10 +9,10 @@ use gix::bstr::ByteSlice;
 
 use crate::error::{Error, Result};
 use crate::limits::{SYMBOLIC_REFERENCES_MAX, TAG_CHAIN_MAX, WHOLE_OBJECT_BYTES_MAX};
+use crate::loose::Configuration;
 use crate::object::{Kind, from_gix, to_gix_kind};
 use crate::odb::{Odb, Reader};
 use crate::replace::Replacements;
-use crate::spare::Spare;
 
 /// An open repository.
 pub struct Repository {
@@ -20,7 +20,7 @@ pub struct Repository {
     git_dir: PathBuf,
     odb: Arc<Odb>,
     replacements: Arc<Replacements>,
-    spare: Arc<Spare>,
+    configuration: Configuration,
 }
 
 /// What is needed of a commit.
@@ -61,19 +61,21 @@ impl Repository {
     /// [`Error::NotARepository`], [`Error::Git`] for configuration that cannot be read, or what
     /// [`Odb::open`] meets.
     pub fn open(git_dir: &Path) -> Result<Self> {
-        Self::open_with(git_dir, None, Arc::default())
+        Self::open_with(git_dir, None)
     }
 
     /// Opens it anew: with its configuration and replacements as they are now, and with what is in
-    /// memory of its objects, and the git process that waits for it.
+    /// memory of its objects.
     ///
     /// # Errors
     /// As [`Repository::open`].
     pub fn reopen(&self) -> Result<Self> {
-        Self::open_with(&self.git_dir, Some(&self.odb), Arc::clone(&self.spare))
+        Self::open_with(&self.git_dir, Some(&self.odb))
     }
 
-    fn open_with(git_dir: &Path, odb: Option<&Arc<Odb>>, spare: Arc<Spare>) -> Result<Self> {
+    fn open_with(git_dir: &Path, odb: Option<&Arc<Odb>>) -> Result<Self> {
+        // Before it is read: of one that changes meanwhile it is then known.
+        let configuration = Configuration::now(git_dir);
         let not_one = |why: String| Error::NotARepository { path: git_dir.to_owned(), why };
         // gix reads objects only to resolve what is not a plain reference or a full id.
         let limits = [format!("gitoxide.objects.allocLimit={WHOLE_OBJECT_BYTES_MAX}")];
@@ -103,7 +105,7 @@ impl Repository {
             None => Odb::open(&local.common_dir().join("objects"), hash)?,
         };
         let replacements = Arc::new(Replacements::of_repository(&local, &odb));
-        Ok(Self { git, git_dir: git_dir.to_owned(), odb, replacements, spare })
+        Ok(Self { git, git_dir: git_dir.to_owned(), odb, replacements, configuration })
     }
 
     /// The git directory as it was given to [`Repository::open`].
@@ -126,9 +128,9 @@ impl Repository {
         &self.replacements
     }
 
-    /// The git process that makes its next branch.
-    pub(crate) fn spare(&self) -> &Arc<Spare> {
-        &self.spare
+    /// Whether its configuration is still what it was opened with.
+    pub(crate) fn is_configured_so(&self) -> bool {
+        self.configuration == Configuration::now(&self.git_dir)
     }
 
     /// gix's view of it, for this thread.
@@ -330,7 +332,7 @@ impl Repository {
 }
 
 /// Calls gix on bytes that may be hostile. A panic in it, which would be a defect, is a failure.
-fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|_| "gix failed on it".into())
 }
 

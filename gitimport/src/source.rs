@@ -56,6 +56,18 @@ impl LazyRepository {
         Ok(repository)
     }
 
+    /// The repository with its configuration as it is now. That is the one of [`get`](Self::get) mostly.
+    ///
+    /// # Errors
+    /// As [`Repository::open`].
+    pub fn configured(&self) -> Result<Arc<Repository>> {
+        let repository = self.get()?;
+        match repository.is_configured_so() {
+            true => Ok(repository),
+            false => self.refresh(),
+        }
+    }
+
     /// The repository with its configuration and replacements as they are now.
     ///
     /// # Errors

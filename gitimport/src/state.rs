@@ -10,15 +10,16 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use agentfs_engine::GitOid;
+use gix::bstr::ByteSlice;
 use gix::refs::FullName;
 
 use crate::error::{Error, Result};
 use crate::files::{self, ASIDE};
 use crate::limits::{GIT_FILE_BYTES_MAX, STATE_DEPTH_MAX};
+use crate::loose;
 use crate::monitor::INTERRUPTED;
 use crate::repository::Repository;
 use crate::saved::{DIGESTS, restate, write_digests};
-use crate::spare::Change;
 use crate::transport;
 
 /// Files that say to what an operation in progress is to return, and what a branch begins with there.
@@ -26,6 +27,8 @@ pub(crate) const RETURNS_TO: [(&str, &str); 3] =
     [("rebase-merge/head-name", HEADS), ("rebase-apply/head-name", HEADS), ("BISECT_START", "")];
 /// What says where a git directory belongs, or what was saved of one, and is not carried.
 const OWN: [&str; 6] = ["HEAD", "commondir", "gitdir", "locked", DIGESTS, INTERRUPTED];
+/// What the log of a branch begins with.
+const CREATED: &str = "branch: created by agentfs";
 pub(crate) const HEADS: &str = "refs/heads/";
 
 /// Where the `HEAD` of a fork is, and where its branch begins.
@@ -241,13 +244,28 @@ impl Repository {
         id.map(Some).ok_or_else(|| Error::NotARepository { path: git_dir.to_owned(), why: why() })
     }
 
-    /// Makes branch `name` at `commit`. Nobody else's lock stands in the way of any number of these at
-    /// once.
+    /// Makes branch `name` at `commit`, whose log begins with that if it is `logged`; a repository in which git has
+    /// to make it may keep one in any case. No lock but that of the branch is taken, so any number can be made at once.
     ///
     /// # Errors
     /// [`Error::Git`] if there is such a branch, or the name is not one.
-    pub fn create_branch(&self, name: &str, commit: &GitOid) -> Result<()> {
-        self.change(Change::Create, &format!("{HEADS}{name}"), commit)
+    pub fn create_branch(&self, name: &str, commit: &GitOid, logged: bool) -> Result<()> {
+        let name = self.full_name(&format!("{HEADS}{name}"))?;
+        if loose::create(self, &name, commit, logged.then_some(CREATED)) {
+            return Ok(());
+        }
+        let none = "0".repeat(commit.as_bytes().len() * 2);
+        self.update_ref("create", &name, &["-m", CREATED], &[&commit.to_string(), &none])
+    }
+
+    /// Removes what a process has left that was killed while it made branch `name` at `commit`, and that keeps git
+    /// from making it.
+    ///
+    /// # Errors
+    /// [`Error::Git`] if the name is not one.
+    pub fn unlock_branch(&self, name: &str, commit: &GitOid) -> Result<()> {
+        loose::remove_lock(self, &self.full_name(&format!("{HEADS}{name}"))?, commit);
+        Ok(())
     }
 
     /// Removes a reference by its full name, if it still is `commit`; it is fine if it is gone.
@@ -258,7 +276,7 @@ impl Repository {
         if self.resolve(name).is_err() {
             return Ok(());
         }
-        self.change(Change::Delete, name, commit)
+        self.update_ref("delete", &self.full_name(name)?, &["-d"], &[&commit.to_string()])
     }
 
     /// Has reference `name`, a full name of no branch, lead to `commit`, so that git keeps what is reachable from it.
@@ -266,28 +284,40 @@ impl Repository {
     /// # Errors
     /// [`Error::Git`].
     pub fn keep(&self, name: &str, commit: &GitOid) -> Result<()> {
-        self.change(Change::Update, name, commit)
+        let name = self.full_name(name)?;
+        if loose::create(self, &name, commit, None) {
+            return Ok(());
+        }
+        self.update_ref("update", &name, &[], &[&commit.to_string()])
     }
 
     /// Has branch `name` be at `commit`, wherever it was.
     fn move_branch(&self, name: &str, commit: &GitOid) -> Result<()> {
-        let (name, commit) = (format!("{HEADS}{name}"), commit.to_string());
-        let action = format!("update reference {name}");
-        let mut git = transport::git();
-        git.args(["update-ref", "--no-deref", "-m", "agentfs", &name, &commit]);
-        transport::run(&mut git, self.git_dir(), &action).map(drop)
+        let name = self.full_name(&format!("{HEADS}{name}"))?;
+        self.update_ref("update", &name, &["-m", "agentfs"], &[&commit.to_string()])
     }
 
-    /// Has git change reference `name`. A process of its own holds git's locks then, and gives them back
-    /// also if this one is killed meanwhile; a lock that is left behind would keep everybody from changing
-    /// references.
-    fn change(&self, change: Change, name: &str, commit: &GitOid) -> Result<()> {
-        let full = FullName::try_from(name).map_err(|error| Error::Git {
+    fn full_name(&self, name: &str) -> Result<FullName> {
+        FullName::try_from(name).map_err(|error| Error::Git {
             action: format!("change reference {name}"),
             git_dir: self.git_dir().to_owned(),
             source: error.into(),
-        })?;
-        self.spare().make(self.git_dir(), change, &full, commit)
+        })
+    }
+
+    /// Has git change reference `name` to, or from, `commits`.
+    fn update_ref(
+        &self,
+        action: &str,
+        name: &FullName,
+        options: &[&str],
+        commits: &[&str],
+    ) -> Result<()> {
+        let mut git = transport::git();
+        git.args(["update-ref", "--no-deref"]).args(options);
+        git.arg(name.as_bstr().to_str_lossy().as_ref()).args(commits);
+        let action = format!("{action} reference {}", name.as_bstr());
+        transport::run(&mut git, self.git_dir(), &action).map(drop)
     }
 }
 
@@ -382,12 +412,12 @@ mod tests {
         let repository = Repository::open(&path.join(".git")).unwrap();
         let at = |rev: &str| repository.resolve(rev).unwrap().id;
         let (old, new) = (at("main~1"), at("main"));
-        repository.create_branch("side/way", &old).unwrap();
+        repository.create_branch("side/way", &old, true).unwrap();
         assert_eq!(git(&path, &["rev-parse", "side/way"]), old.to_string());
-        assert!(repository.create_branch("side/way", &new).is_err());
-        assert!(repository.create_branch("side", &new).is_err(), "it is a directory");
+        assert!(repository.create_branch("side/way", &new, true).is_err());
+        assert!(repository.create_branch("side", &new, true).is_err(), "it is a directory");
         for name in ["a..b", "", "a b", "x.lock", "a/"] {
-            assert!(repository.create_branch(name, &new).is_err(), "{name:?}");
+            assert!(repository.create_branch(name, &new, true).is_err(), "{name:?}");
         }
         assert!(repository.remove_reference("refs/heads/side/way", &new).is_err());
         git(&path, &["pack-refs", "--all"]);

@@ -246,7 +246,8 @@ fn begin(
     let commit = target.commit.map(|commit| commit.id);
     let name = params.name.as_str();
     refuse_taken(daemon, &git, &repository.record.name, name)?;
-    let made = Made::branch(daemon, &git, &repository.record.name, name, commit)?;
+    let made =
+        Made::branch(daemon, &git, &repository.record.name, name, commit, params.mount.is_some())?;
     drop(names);
     let what = format!("{}@{name}", repository.record.name);
     let answer = match &params.mount {
@@ -282,13 +283,13 @@ fn fork(
     mut steps: Steps<'_>,
 ) -> Result<Answer> {
     let Start { repository, of, point, origin, state, .. } = start;
-    // References are read as they are now in any case.
-    let git = repository.git()?;
+    let git = repository.git_to_change()?;
     let name = params.name.as_str();
     let number = daemon.store.new_branch_number();
     let head = start.head()?;
     refuse_taken(daemon, &git, &of.repository, name)?;
-    let mut made = Made::branch(daemon, &git, &of.repository, name, head.commit)?;
+    let mut made =
+        Made::branch(daemon, &git, &of.repository, name, head.commit, params.mount.is_some())?;
     steps.done("git branch");
     let worktree = match &params.mount {
         Some(at) => at.dir.0.clone(),
@@ -397,18 +398,19 @@ struct Made<'a> {
 }
 
 impl<'a> Made<'a> {
-    /// Makes a branch of git at `commit`, if there is one.
+    /// Makes a branch of git at `commit`, if there is one, with a log if it is to be `logged`.
     fn branch(
         daemon: &'a Daemon,
         git: &'a Repository,
         repository: &'a str,
         name: &'a str,
         commit: Option<GitOid>,
+        logged: bool,
     ) -> Result<Self> {
         let making = Self::making(repository, name, commit, None);
         let note = Note::write(&daemon.layout, &making)?;
         if let Some(commit) = &commit {
-            names::begin(git, name, commit)?;
+            names::begin(git, name, commit, logged)?;
         }
         Ok(Self { daemon, git, repository, name, commit, git_dir: None, recorded: None, note })
     }

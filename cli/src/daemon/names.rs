@@ -25,18 +25,18 @@ pub fn refuse_taken(daemon: &Daemon, git: &Repository, repository: &str, name: &
     Ok(())
 }
 
-/// Has git make a branch.
+/// Makes a branch in git, whose log begins with that if it is `logged`.
 ///
 /// # Errors
 /// [`Kind::Refused`] if another branch leaves no room for it; what git meets.
-pub fn begin(git: &Repository, name: &str, commit: &GitOid) -> Result<()> {
+pub fn begin(git: &Repository, name: &str, commit: &GitOid, logged: bool) -> Result<()> {
     // git would leave a directory in the place of that branch.
     for (at, _) in name.match_indices('/') {
         if git.has_branch(&name[..at])? {
             return Err(beside(name, &name[..at]));
         }
     }
-    git.create_branch(name, commit).map_err(|error| match git.in_the_way_of(name, "") {
+    git.create_branch(name, commit, logged).map_err(|error| match git.in_the_way_of(name, "") {
         Ok(Some(other)) => beside(name, &other),
         _ => error.into(),
     })

@@ -248,6 +248,7 @@ fn sweep_branch(
         let full = format!("refs/heads/{name}");
         match commit.map(|commit| git.resolve(commit)) {
             Some(Ok(commit)) if git.has_branch(name)? => git.remove_reference(&full, &commit.id),
+            Some(Ok(commit)) => git.unlock_branch(name, &commit.id),
             _ => Ok(()),
         }
     });

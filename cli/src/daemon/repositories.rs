@@ -37,6 +37,14 @@ impl OpenRepository {
         Ok(self.git.get()?)
     }
 
+    /// The same, to change references in it: with its configuration as it is.
+    ///
+    /// # Errors
+    /// As [`OpenRepository::git`].
+    pub fn git_to_change(&self) -> Result<Arc<Repository>> {
+        Ok(self.git.configured()?)
+    }
+
     /// The same, with what its owner has changed in it since it was opened.
     ///
     /// # Errors

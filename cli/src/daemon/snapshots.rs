@@ -121,8 +121,7 @@ pub fn take_of(
     let number = daemon.store.new_snapshot_number();
     let id = id(number);
     redirects::record_skipped(&daemon.layout, branch.number, &id)?;
-    // References are read as they are now in any case.
-    let git = &*repository.git()?;
+    let git = &*repository.git_to_change()?;
     let mut kept = Kept { git, reference: None, state: None };
     let (point, head) = match opened {
         Some(opened) => {

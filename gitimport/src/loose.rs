@@ -1,0 +1,323 @@
+//! References that are made in this process, as git makes them: each a file below `refs`
+//! ([gitrepository-layout(5)], "loose refs"), under git's lock of that one reference.
+//!
+//! git has the last word on references: their format, hooks and logs are its own. But to start it takes longer than all
+//! else that a new branch takes, so what is certain is done here: a reference that nobody has, in a repository whose
+//! references are files, that no hook is to hear of, and that is stored with the permissions that the process gives.
+//! Of everything else git is told.
+//!
+//! The library's own transaction is not used for it. Where any reference is packed it locks all of them for a look into
+//! that file, so that a process that is killed there keeps everybody from changing one, and a hundred at once are in
+//! each other's way.
+//!
+//! [gitrepository-layout(5)]: https://git-scm.com/docs/gitrepository-layout
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use agentfs_engine::GitOid;
+use gix::bstr::ByteSlice;
+use gix::config::Source;
+use gix::refs::FullName;
+
+use crate::reflog;
+use crate::repository::{Repository, guarded};
+
+/// How often the directory of a reference is made anew, which git removes when it is empty.
+const ATTEMPTS: u32 = 3;
+/// Settings with which a reference is not simply a file with the permissions that the process gives.
+const SETTINGS: [&str; 2] = ["core.hooksPath", "core.sharedRepository"];
+
+/// Which version of a file this is: its inode number, size, and time of change.
+type Version = (u64, u64, i64, i64);
+
+/// The configuration of a repository as it was read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Configuration(Vec<Option<Version>>);
+
+impl Configuration {
+    /// What it is now for the repository at `git_dir`.
+    pub(crate) fn now(git_dir: &Path) -> Self {
+        let version = |path: PathBuf| {
+            let of = fs::metadata(path).ok()?;
+            Some((of.ino(), of.size(), of.ctime(), of.ctime_nsec()))
+        };
+        let sources = [Source::GitInstallation, Source::System, Source::Git, Source::User];
+        let places = sources
+            .iter()
+            .map(|source| source.storage_location(&mut |variable| std::env::var_os(variable)));
+        let own = std::iter::once(Some(git_dir.join("config")));
+        Self(places.chain(own).map(|place| place.and_then(version)).collect())
+    }
+}
+
+/// Makes reference `name`, of which there is none, lead to `commit`, and begins its log with `message` if the
+/// repository keeps one. `false` if git is to do it, or to say why it cannot be done: nothing has changed then.
+pub(crate) fn create(
+    repository: &Repository,
+    name: &FullName,
+    commit: &GitOid,
+    message: Option<&str>,
+) -> bool {
+    let git = repository.gix();
+    let common = git.common_dir();
+    let is_plain = repository.is_configured_so()
+        && !common.join("reftable").exists()
+        && !common.join("hooks/reference-transaction").exists()
+        && SETTINGS.iter().all(|key| git.config_snapshot().string(*key).is_none());
+    let text = name.as_bstr();
+    let (true, Ok(relative)) = (is_plain, text.to_path()) else { return false };
+    let path = common.join(relative);
+    let Some(lock) = Lock::take(&path) else { return false };
+    // Nobody makes or packs it from here on.
+    let is_there =
+        !matches!(fs::symlink_metadata(&path), Err(error) if error.kind() == ErrorKind::NotFound);
+    if is_there || !matches!(guarded(|| has_room_among_packed(&git, text)), Ok(Some(true))) {
+        return false;
+    }
+    let log = message.filter(|_| is_logged(&git, text)).map(|message| {
+        let log = common.join("logs").join(relative);
+        reflog::begin(&log, commit, &reflog::committer(&git), message)
+    });
+    log.is_none_or(|log| log.is_ok()) && lock.write(commit).is_ok()
+}
+
+/// Removes the lock of reference `name` that a process has left that was killed while it made it lead to `commit`.
+pub(crate) fn remove_lock(repository: &Repository, name: &FullName, commit: &GitOid) {
+    let Ok(relative) = name.as_bstr().to_path() else { return };
+    let lock = lock_of(&repository.gix().common_dir().join(relative));
+    let whole = format!("{commit}\n");
+    let is_ours = |text: Vec<u8>| text.is_empty() || text == whole.as_bytes();
+    if fs::metadata(&lock).is_ok_and(|lock| lock.len() <= whole.len() as u64)
+        && fs::read(&lock).is_ok_and(is_ours)
+    {
+        drop(fs::remove_file(&lock));
+    }
+}
+
+/// Whether no packed reference is called `name`, or has a name in which it is a directory or that is one in it.
+fn has_room_among_packed(git: &gix::Repository, name: &gix::bstr::BStr) -> Option<bool> {
+    let Some(packed) = git.refs.cached_packed_buffer().ok()? else { return Some(true) };
+    let has = |name: &gix::bstr::BStr| packed.try_find(name).map(|found| found.is_some()).ok();
+    for at in name.find_iter("/").skip(1) {
+        if has(&name[..at].as_bstr())? {
+            return Some(false);
+        }
+    }
+    let mut below = name.to_owned();
+    below.push(b'/');
+    let is_directory = packed.iter_prefixed(below).ok()?.next().is_some();
+    Some(!has(name)? && !is_directory)
+}
+
+/// Whether git begins a log of reference `name` (git-config(1), `core.logAllRefUpdates`).
+fn is_logged(git: &gix::Repository, name: &gix::bstr::BStr) -> bool {
+    const KEY: &str = "core.logAllRefUpdates";
+    let config = git.config_snapshot();
+    let always = config.string(KEY).is_some_and(|value| value.eq_ignore_ascii_case(b"always"));
+    let is_branch = name.starts_with(b"refs/heads/");
+    always || is_branch && config.boolean(KEY).unwrap_or(!git.is_bare())
+}
+
+fn lock_of(path: &Path) -> PathBuf {
+    let mut lock = path.to_owned().into_os_string();
+    lock.push(".lock");
+    lock.into()
+}
+
+/// The lock of a reference, which becomes the reference. Dropping it gives it back.
+struct Lock {
+    path: PathBuf,
+    file: File,
+    /// What it locks.
+    of: PathBuf,
+    kept: bool,
+}
+
+impl Lock {
+    /// Takes it, if nobody has it.
+    fn take(of: &Path) -> Option<Self> {
+        let path = lock_of(of);
+        for _ in 0..ATTEMPTS {
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => return Some(Self { path, file, of: of.to_owned(), kept: false }),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    fs::create_dir_all(of.parent()?).ok()?;
+                }
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// Makes the reference of it.
+    fn write(mut self, commit: &GitOid) -> std::io::Result<()> {
+        self.file.write_all(format!("{commit}\n").as_bytes())?;
+        fs::rename(&self.path, &self.of)?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gittest::{Sandbox, commit, git};
+
+    const MESSAGE: &str = "branch: made by a test";
+
+    fn setup(sandbox: &Sandbox) -> (PathBuf, Repository, GitOid) {
+        let path = sandbox.repository("source").join(".git");
+        let repository = Repository::open(&path).unwrap();
+        let commit = repository.resolve("HEAD").unwrap().id;
+        (path, repository, commit)
+    }
+
+    fn full(name: &str) -> FullName {
+        FullName::try_from(format!("refs/heads/{name}")).unwrap()
+    }
+
+    #[test]
+    fn it_is_what_git_makes() {
+        let sandbox = Sandbox::new();
+        let (path, repository, commit) = setup(&sandbox);
+        let make = |name: &str, log| create(&repository, &full(name), &commit, log);
+        assert!(make("a", Some(MESSAGE)) && make("b/c", Some(MESSAGE)) && make("b/d", None));
+        git(&path, &["update-ref", "-m", MESSAGE, "refs/heads/gits", "HEAD"]);
+        let read = |name: &str| fs::read_to_string(path.join(name)).unwrap();
+        assert_eq!(read("refs/heads/a"), read("refs/heads/gits"));
+        // But for who it was, whom the test tells git only.
+        let entry = |name: &str| {
+            let entry = read(&format!("logs/refs/heads/{name}"));
+            let (ids, rest) = entry.split_once(" ").unwrap();
+            (ids.to_owned(), rest[..40].to_owned(), rest[rest.find('>').unwrap()..].len())
+        };
+        assert_eq!(entry("a"), entry("gits"));
+        let log = git(&path, &["reflog", "show", "--format=%H %gs", "b/c"]);
+        assert_eq!(log, format!("{commit} {MESSAGE}"));
+        assert!(!path.join("logs/refs/heads/b/d").exists());
+        git(&path, &["update-ref", "-m", "moved", "refs/heads/b/d", "HEAD", &commit.to_string()]);
+        let refs = git(&path, &["for-each-ref", "--format=%(refname:short)", "refs/heads"]);
+        assert_eq!(refs, "a\nb/c\nb/d\ngits\nmain");
+        git(&path, &["fsck", "--strict"]);
+        git(&path, &["config", "core.logAllRefUpdates", "false"]);
+        let repository = repository.reopen().unwrap();
+        assert!(create(&repository, &full("unlogged"), &commit, Some(MESSAGE)));
+        assert!(!path.join("logs/refs/heads/unlogged").exists());
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_left_to_git() {
+        let sandbox = Sandbox::new();
+        let (path, repository, commit) = setup(&sandbox);
+        for name in ["packed/one", "packed2"] {
+            git(&path, &["update-ref", &format!("refs/heads/{name}"), "HEAD"]);
+        }
+        git(&path, &["pack-refs", "--all"]);
+        git(&path, &["update-ref", "refs/heads/loose/one", "HEAD"]);
+        fs::write(path.join("refs/heads/locked.lock"), "").unwrap();
+        let before = git(&path, &["for-each-ref"]);
+        for name in [
+            "packed/one",
+            "packed",
+            "packed/one/more",
+            "packed2",
+            "packed2/more",
+            "loose/one",
+            "loose",
+            "loose/one/more",
+            "locked",
+        ] {
+            assert!(!create(&repository, &full(name), &commit, Some(MESSAGE)), "{name}");
+            let lock = path.join(format!("refs/heads/{name}.lock"));
+            assert_eq!(lock.exists(), name == "locked", "{name}");
+        }
+        assert_eq!(git(&path, &["for-each-ref"]), before);
+        assert!(create(&repository, &full("packed/two"), &commit, None));
+    }
+
+    #[test]
+    fn who_is_to_hear_of_it_hears_of_it() {
+        let sandbox = Sandbox::new();
+        let (path, repository, commit) = setup(&sandbox);
+        let hook = path.join("hooks/reference-transaction");
+        fs::create_dir_all(path.join("hooks")).unwrap();
+        fs::write(&hook, "#!/bin/sh\ncat >> \"$GIT_DIR/heard\"\n").unwrap();
+        std::process::Command::new("chmod").arg("+x").arg(&hook).status().unwrap();
+        repository.create_branch("a", &commit, true).unwrap();
+        assert!(fs::read_to_string(path.join("heard")).unwrap().contains("refs/heads/a"));
+        fs::remove_file(&hook).unwrap();
+        assert!(create(&repository, &full("b"), &commit, None));
+        for (at, setting) in SETTINGS.into_iter().enumerate() {
+            let other = format!("c{at}");
+            git(&path, &["config", setting, "1"]);
+            // Also before it is known what has changed.
+            assert!(!create(&repository, &full(&other), &commit, None), "{setting}");
+            let repository = repository.reopen().unwrap();
+            assert!(!create(&repository, &full(&other), &commit, None), "{setting}");
+            git(&path, &["config", "--unset", setting]);
+            assert!(create(&repository.reopen().unwrap(), &full(&other), &commit, None));
+        }
+    }
+
+    #[test]
+    fn references_that_are_no_files_are_made_by_git() {
+        let sandbox = Sandbox::new();
+        let (path, repository, commit) = setup(&sandbox);
+        fs::create_dir(path.join("reftable")).unwrap();
+        assert!(!create(&repository, &full("a"), &commit, None));
+    }
+
+    #[test]
+    fn only_a_lock_of_ours_is_removed() {
+        let sandbox = Sandbox::new();
+        let (path, repository, commit) = setup(&sandbox);
+        let lock = path.join("refs/heads/a.lock");
+        let whole = format!("{commit}\n");
+        for (text, goes) in [("", true), (&whole, true), ("ref: x\n", false), (&whole[1..], false)]
+        {
+            fs::write(&lock, text).unwrap();
+            assert!(repository.create_branch("a", &commit, true).is_err());
+            repository.unlock_branch("a", &commit).unwrap();
+            assert_eq!(lock.exists(), !goes, "{text:?}");
+        }
+        repository.unlock_branch("none", &commit).unwrap();
+    }
+
+    #[test]
+    fn any_number_is_made_beside_git_that_packs() {
+        let sandbox = Sandbox::new();
+        let (path, repository, first) = setup(&sandbox);
+        let second = commit(path.parent().unwrap(), "second", b"2");
+        let (threads, each) = (8, 25);
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                let repository = &repository;
+                scope.spawn(move || {
+                    for number in 0..each {
+                        let name = format!("t{thread}/b{number}");
+                        repository.create_branch(&name, &first, number % 2 == 0).unwrap();
+                    }
+                });
+            }
+            scope.spawn(|| {
+                (0..20).for_each(|_| drop(git(&path, &["pack-refs", "--all", "--prune"])))
+            });
+        });
+        drop(second);
+        let made = git(&path, &["for-each-ref", "--format=%(objectname)", "refs/heads/t*/*"]);
+        assert_eq!(made.lines().filter(|id| *id == first.to_string()).count(), threads * each);
+    }
+}
