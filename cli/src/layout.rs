@@ -97,6 +97,11 @@ impl Layout {
         self.root.join("unmounted").join(repository).join(branch)
     }
 
+    /// The same of the git directories that branches share which had no worktree. Nothing is there.
+    pub fn shared(&self) -> PathBuf {
+        self.root.join("shared")
+    }
+
     /// Notes about mounts that are not recorded in the store, or not yet.
     pub fn pending(&self) -> PathBuf {
         self.root.join("pending")

@@ -32,6 +32,8 @@ pub struct Examined<'a> {
     pub hash: HashKind,
     /// The branch that it was made for.
     pub branch: &'a str,
+    /// The commit at which its `HEAD` is, if it is on no branch.
+    pub detached: Option<GitOid>,
     /// Where the worktree is mounted, if it is.
     pub dir: Option<&'a Path>,
     /// What is mounted, with the time of what was never changed, in seconds.
@@ -383,6 +385,7 @@ mod tests {
                 common_dir: &self.common,
                 hash: HashKind::Sha1,
                 branch: "main",
+                detached: None,
                 dir: Some(&self.dir),
                 worktree: Some((&self.worktree, TIME)),
             }

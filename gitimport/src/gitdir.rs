@@ -21,7 +21,8 @@ use crate::incoming::Incoming;
 use crate::reflog;
 use crate::state;
 
-const WORKTREES: &str = "worktrees";
+/// Where the git directories of linked worktrees are in a repository.
+pub(crate) const WORKTREES: &str = "worktrees";
 const INCOMING: &str = "agentfs-incoming-";
 /// What `git worktree list` says of why it may not be pruned.
 const LOCK_REASON: &str = "mounted by agentfs";
@@ -51,8 +52,8 @@ pub struct NewGitDir<'a> {
     pub worktree: &'a Path,
     /// What its `HEAD` is.
     pub head: WorktreeHead<'a>,
-    /// The git state that it begins with, and the branch to which an operation in it is to return.
-    pub state: Option<(&'a Path, &'a str)>,
+    /// The git state that it begins with, and the branch to which an operation in it is to return, if one may be.
+    pub state: Option<(&'a Path, Option<&'a str>)>,
 }
 
 impl NewGitDir<'_> {
@@ -88,6 +89,19 @@ impl NewGitDir<'_> {
         Err(Error::io("create a directory in", &parent, ErrorKind::AlreadyExists.into()))
     }
 
+    /// The same at the path that `place` gives for what has been made, unless something is there already.
+    pub(crate) fn create_as(
+        &self,
+        place: impl FnOnce(&Path) -> Result<PathBuf>,
+    ) -> Result<PathBuf> {
+        let mut incoming = Incoming::new(self.common_dir, INCOMING)?;
+        self.fill(incoming.path())?;
+        let (made, path) = (incoming.path().to_owned(), place(incoming.path())?);
+        make_directory(&self.common_dir.join(WORKTREES))?;
+        incoming.publish(&made, &path)?;
+        Ok(path)
+    }
+
     fn fill(&self, dir: &Path) -> Result<()> {
         let (head, commit) = match self.head {
             WorktreeHead::Branch { name, commit } => (format!("ref: refs/heads/{name}\n"), commit),
@@ -98,7 +112,7 @@ impl NewGitDir<'_> {
         files::write(&dir.join("gitdir"), &back_link(self.worktree))?;
         files::write(&dir.join("locked"), format!("{LOCK_REASON}\n").as_bytes())?;
         if let Some((from, name)) = self.state {
-            state::carry(from, dir, Some(name))?;
+            state::carry(from, dir, name)?;
         }
         if let Some(commit) = &commit
             && !dir.join("logs/HEAD").exists()

@@ -46,6 +46,7 @@ mod rename;
 mod replace;
 pub mod repository;
 pub mod saved;
+pub mod shared;
 pub mod source;
 pub mod state;
 pub mod switch;

@@ -22,6 +22,7 @@ use gix::bstr::ByteSlice;
 use gix::config::Source;
 use gix::refs::FullName;
 
+use crate::error::{Error, Result};
 use crate::reflog;
 use crate::repository::{Repository, guarded};
 
@@ -97,12 +98,51 @@ pub(crate) fn remove_lock(repository: &Repository, name: &FullName, commit: &Git
     }
 }
 
+impl Repository {
+    /// Has git pack its references into one file if at least `least` of them are files of their own, which take a block
+    /// of the disk each. Returns whether it did.
+    ///
+    /// # Errors
+    /// [`Error::Git`] with what git says, and [`Error::Io`].
+    pub fn pack_references(&self, least: usize) -> Result<bool> {
+        let refs = self.gix().common_dir().join("refs");
+        let is_plain = !self.gix().common_dir().join("reftable").exists();
+        let many = is_plain && count(&refs, least)? >= least;
+        if many {
+            self.run_git(self.git_dir(), &["pack-refs", "--all", "--prune"])?;
+        }
+        Ok(many)
+    }
+}
+
+/// How many files are below `dir`, or `enough` if there are more.
+fn count(dir: &Path, enough: usize) -> Result<usize> {
+    let list = |error| Error::io("list", dir, error);
+    let entries = match fs::read_dir(dir) {
+        // Git removes directories that are empty.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        entries => entries.map_err(list)?,
+    };
+    let mut found = 0;
+    for entry in entries {
+        let entry = entry.map_err(list)?;
+        found += match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            true => count(&entry.path(), enough - found)?,
+            false => 1,
+        };
+        if found >= enough {
+            break;
+        }
+    }
+    Ok(found)
+}
+
 /// Whether no packed reference is called `name`, or has a name in which it is a directory or that is one in it.
 fn has_room_among_packed(git: &gix::Repository, name: &gix::bstr::BStr) -> Option<bool> {
     let Some(packed) = git.refs.cached_packed_buffer().ok()? else { return Some(true) };
     let has = |name: &gix::bstr::BStr| packed.try_find(name).map(|found| found.is_some()).ok();
     for at in name.find_iter("/").skip(1) {
-        if has(&name[..at].as_bstr())? {
+        if has(name[..at].as_bstr())? {
             return Some(false);
         }
     }
@@ -300,7 +340,7 @@ mod tests {
     fn any_number_is_made_beside_git_that_packs() {
         let sandbox = Sandbox::new();
         let (path, repository, first) = setup(&sandbox);
-        let second = commit(path.parent().unwrap(), "second", b"2");
+        commit(path.parent().unwrap(), "second", b"2");
         let (threads, each) = (8, 25);
         std::thread::scope(|scope| {
             for thread in 0..threads {
@@ -316,7 +356,11 @@ mod tests {
                 (0..20).for_each(|_| drop(git(&path, &["pack-refs", "--all", "--prune"])))
             });
         });
-        drop(second);
+        // All but `main`, which is packed, and as many as were made since.
+        assert!(!repository.pack_references(threads * each + 1).unwrap());
+        repository.create_branch("last", &first, false).unwrap();
+        assert!(repository.pack_references(1).unwrap());
+        assert_eq!(count(&path.join("refs"), 10).unwrap(), 0);
         let made = git(&path, &["for-each-ref", "--format=%(objectname)", "refs/heads/t*/*"]);
         assert_eq!(made.lines().filter(|id| *id == first.to_string()).count(), threads * each);
     }

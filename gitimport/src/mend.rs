@@ -85,7 +85,10 @@ impl Examined<'_> {
         };
         let write = |content| Step::Write { path: path.clone(), content };
         match path.strip_prefix(self.git_dir).ok()?.to_str()? {
-            "HEAD" => Some(write(format!("ref: refs/heads/{}\n", self.branch).into_bytes())),
+            "HEAD" => Some(write(match self.detached {
+                Some(commit) => format!("{commit}\n").into_bytes(),
+                None => format!("ref: refs/heads/{}\n", self.branch).into_bytes(),
+            })),
             "commondir" => Some(write(b"../..\n".to_vec())),
             "gitdir" => self.dir.map(|dir| write(back_link(dir))),
             "index" => Some(Step::Index {
@@ -182,6 +185,7 @@ mod tests {
             common_dir: &common,
             hash,
             branch: "main",
+            detached: None,
             dir: Some(&dir),
             worktree: None,
         };

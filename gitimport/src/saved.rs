@@ -137,7 +137,7 @@ fn decode(bytes: &[u8]) -> Option<BTreeMap<PathBuf, blake3::Hash>> {
 }
 
 /// Adds the digests of the files in the directory `below` of `dir`.
-fn digest_all(
+pub(crate) fn digest_all(
     dir: &Path,
     below: &Path,
     depth: u32,

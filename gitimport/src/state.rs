@@ -26,7 +26,7 @@ use crate::transport;
 pub(crate) const RETURNS_TO: [(&str, &str); 3] =
     [("rebase-merge/head-name", HEADS), ("rebase-apply/head-name", HEADS), ("BISECT_START", "")];
 /// What says where a git directory belongs, or what was saved of one, and is not carried.
-const OWN: [&str; 6] = ["HEAD", "commondir", "gitdir", "locked", DIGESTS, INTERRUPTED];
+pub(crate) const OWN: [&str; 6] = ["HEAD", "commondir", "gitdir", "locked", DIGESTS, INTERRUPTED];
 /// What the log of a branch begins with.
 const CREATED: &str = "branch: created by agentfs";
 pub(crate) const HEADS: &str = "refs/heads/";
@@ -52,7 +52,7 @@ impl ForkHead {
         if let Some(name) = head.strip_prefix("ref: ").and_then(|name| name.strip_prefix(HEADS)) {
             let commit = match saved {
                 Some(_) => saved,
-                None => tip(repository, name)?,
+                None => repository.tip(name)?,
             };
             return Ok(Self { commit, detached: None });
         }
@@ -65,20 +65,12 @@ impl ForkHead {
         for (file, prefix) in RETURNS_TO {
             let text = read(&from.join(file))?;
             if let Some(name) = text.as_deref().and_then(|text| text.strip_prefix(prefix))
-                && let commit @ Some(_) = tip(repository, name)?
+                && let commit @ Some(_) = repository.tip(name)?
             {
                 return Ok(Self { commit, detached: Some(at.id) });
             }
         }
         Ok(Self { commit: Some(at.id), detached: None })
-    }
-}
-
-/// The commit of branch `name`; `None` if it does not exist.
-fn tip(repository: &Repository, name: &str) -> Result<Option<GitOid>> {
-    match repository.has_branch(name)? {
-        true => Ok(Some(repository.resolve(&format!("{HEADS}{name}"))?.id)),
-        false => Ok(None),
     }
 }
 
@@ -204,13 +196,22 @@ fn carry_dir(from: &Path, to: &Path, depth: u32) -> Result<()> {
     Ok(())
 }
 
-fn is_lock(name: &OsStr) -> bool {
+pub(crate) fn is_lock(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     name.ends_with(b".lock") || name.ends_with(ASIDE.as_bytes())
 }
 
-fn is_index(name: &OsStr) -> bool {
+pub(crate) fn is_index(name: &OsStr) -> bool {
     name == "index" || name.as_encoded_bytes().starts_with(b"sharedindex.")
+}
+
+/// Copies a file with its mtime: of an index, that says which files git has to look at once more.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    let mut source = fs::File::open(from)?;
+    let modified = source.metadata()?.modified()?;
+    let mut target = fs::File::create(to)?;
+    std::io::copy(&mut source, &mut target)?;
+    target.set_modified(modified)
 }
 
 /// Puts a file, or a link to it, into its place at once: whoever shares what was there keeps that.
@@ -220,7 +221,7 @@ fn carry_file(from: &Path, to: &Path, link: bool) -> Result<()> {
     drop(fs::remove_file(aside));
     let carried = match link && fs::hard_link(from, aside).is_ok() {
         true => Ok(()),
-        false => fs::copy(from, aside).map(drop),
+        false => copy(from, aside),
     };
     match carried.and_then(|()| fs::rename(aside, to)) {
         // git has removed it meanwhile.
@@ -230,6 +231,17 @@ fn carry_file(from: &Path, to: &Path, link: bool) -> Result<()> {
 }
 
 impl Repository {
+    /// The commit of branch `name`; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// What reading the reference and the commit meets.
+    pub fn tip(&self, name: &str) -> Result<Option<GitOid>> {
+        match self.has_branch(name)? {
+            true => Ok(Some(self.resolve(&format!("{HEADS}{name}"))?.id)),
+            false => Ok(None),
+        }
+    }
+
     /// The commit of the `HEAD` in the git directory of a worktree; none on a branch without one.
     ///
     /// # Errors

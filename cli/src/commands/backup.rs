@@ -5,7 +5,7 @@ use std::io::{BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use agentfs_engine::store::{self, Branch, Store};
+use agentfs_engine::store::{self, Branch, KeptGit, Store};
 use agentfs_gitimport::gitdir;
 use serde::Serialize;
 
@@ -182,16 +182,21 @@ fn move_records(dir: &Path, old: &Path, layout: &Layout) -> Result<(usize, usize
         let mounted = worktrees
             .iter()
             .find(|one| (&one.repository, &one.branch) == (&branch.repository, &branch.name));
-        let git_dir = mounted.map(|one| &one.git_dir).or(branch.git_dir.as_ref());
+        let git_dir = mounted.map(|one| one.git_dir.as_path()).or(branch.git_state());
+        let is_shared = mounted.is_none() && branch.git_dir().is_none();
         // That of a repository which is used in place stays with whoever uses it there.
         let kept =
             git_dir.and_then(|git_dir| Some((git_dir.strip_prefix(old).ok()?, moved(git_dir)?)));
         if let Some((below, _)) = &kept {
-            let place = layout.unmounted(&branch.repository, &branch.name);
+            let place = match below.file_name().filter(|_| is_shared) {
+                Some(name) => layout.shared().join(name),
+                None => layout.unmounted(&branch.repository, &branch.name),
+            };
             gitdir::relocate(&dir.join(below), &place)?;
         }
-        let git_dir = kept.map(|(_, git_dir)| git_dir);
-        batch.put_branch(&Branch { git_dir, ..branch.clone() });
+        let kind = if is_shared { KeptGit::Shared } else { KeptGit::Dir };
+        let git = kept.map(|(_, git_dir)| kind(git_dir));
+        batch.put_branch(&Branch { git, ..branch.clone() });
     }
     worktrees.iter().for_each(|one| batch.remove_worktree(&one.dir));
     batch.commit()?;

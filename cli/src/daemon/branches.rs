@@ -7,16 +7,18 @@ use std::sync::{Arc, MutexGuard};
 
 use agentfs_engine::GitOid;
 use agentfs_engine::base::Base;
-use agentfs_engine::store::{Branch, SnapshotReason, SnapshotRecord, WorktreeRecord};
+use agentfs_engine::store::{Branch, KeptGit, SnapshotReason, SnapshotRecord, WorktreeRecord};
 use agentfs_engine::worktree::{Point, Worktree};
 use agentfs_gitimport::gitdir::{self, NewGitDir, WorktreeHead};
 use agentfs_gitimport::repository::Repository;
 use agentfs_gitimport::saved;
+use agentfs_gitimport::shared;
 use agentfs_gitimport::state::ForkHead;
 use agentfs_gitimport::walk::ImportedTrees;
 use tracing::warn;
 
 use crate::daemon::calls;
+use crate::daemon::git_states;
 use crate::daemon::keeper;
 use crate::daemon::laps::Steps;
 use crate::daemon::names::{self, refuse_taken};
@@ -105,7 +107,7 @@ impl Seen {
 pub struct Opened {
     /// Its worktree.
     pub worktree: Arc<Worktree>,
-    /// Its git directory.
+    /// Its git directory, or what it has of one before it gets it.
     pub git_dir: PathBuf,
     /// Its mount; without one nobody but the caller has it.
     pub up: Option<Arc<Up>>,
@@ -134,7 +136,7 @@ pub fn open(
                 .hint("run the command again in a moment"))
         }
         _ => {
-            let Some(git_dir) = branch.git_dir.clone() else { return Ok(None) };
+            let Some(git_dir) = branch.git_state().map(Path::to_owned) else { return Ok(None) };
             let worktree = opening::worktree(daemon, repository, branch, None, false, None)?;
             Ok(Some(Opened { worktree, git_dir, up: None }))
         }
@@ -171,6 +173,7 @@ impl Start {
         let Some(of) = daemon.store.branch(&repository.record.name, name)? else {
             return Ok(None);
         };
+        let of = git_states::unshare(daemon, &repository, of)?;
         let Some(opened) = open(daemon, &repository, &of)? else { return Ok(None) };
         let point = opened.seal()?;
         let origin = opened.up.is_some().then_some(opened.worktree);
@@ -193,7 +196,7 @@ impl Start {
             number: snapshot.branch,
             ingested: false,
             detached: false,
-            git_dir: None,
+            git: None,
         };
         let state = daemon.layout.snapshots().join(state);
         saved::verify(&state)?;
@@ -291,30 +294,33 @@ fn fork(
     let mut made =
         Made::branch(daemon, &git, &of.repository, name, head.commit, params.mount.is_some())?;
     steps.done("git branch");
-    let worktree = match &params.mount {
-        Some(at) => at.dir.0.clone(),
-        None => daemon.layout.unmounted(&of.repository, name),
-    };
     let inherited = redirects::inherit(daemon, of.number, state, number)?;
-    let new = NewGitDir {
-        common_dir: &repository.record.git_dir,
-        worktree: &worktree,
-        head: match head.detached {
-            Some(commit) => WorktreeHead::Detached(commit),
-            None => WorktreeHead::Branch { name, commit: head.commit },
-        },
-        state: Some((state, name)),
+    let common_dir = &repository.record.git_dir;
+    let kept = match (&params.mount, &head) {
+        (None, ForkHead { commit: Some(commit), detached: None }) => {
+            KeptGit::Shared(shared::share(state, common_dir, *commit, &daemon.layout.shared())?)
+        }
+        (at, ForkHead { commit, detached }) => {
+            let nowhere = || daemon.layout.unmounted(&of.repository, name);
+            let worktree = at.as_ref().map_or_else(nowhere, |at| at.dir.0.clone());
+            let new = NewGitDir {
+                common_dir,
+                worktree: &worktree,
+                head: match *detached {
+                    Some(commit) => WorktreeHead::Detached(commit),
+                    None => WorktreeHead::Branch { name, commit: *commit },
+                },
+                state: Some((state, Some(name))),
+            };
+            let git_dir = new.create(|_| Ok(()))?;
+            made.git_dir_is(&git_dir)?;
+            KeptGit::Dir(git_dir)
+        }
     };
-    let git_dir = new.create(|_| Ok(()))?;
-    made.git_dir_is(&git_dir)?;
     steps.done("git directory");
-    let branch = Branch {
-        name: name.into(),
-        number,
-        detached: false,
-        git_dir: Some(git_dir.clone()),
-        ..of.clone()
-    };
+    let (KeptGit::Dir(git_dir) | KeptGit::Shared(git_dir)) = kept.clone();
+    let branch =
+        Branch { name: name.into(), number, detached: false, git: Some(kept), ..of.clone() };
     let mounting = params.mount.as_ref().map(|at| {
         let record = WorktreeRecord {
             dir: at.dir.0.clone(),
@@ -485,7 +491,7 @@ fn remove(daemon: &Daemon, branch: &Branch, keeps_git: bool) -> Result<()> {
         true => Some(git.resolve(&full)?.id),
         false => None,
     };
-    let git_dir = branch.git_dir.as_deref();
+    let git_dir = branch.git_dir();
     let making = Made::making(&branch.repository, &branch.name, tip, git_dir);
     let _note = Note::write(&daemon.layout, &making)?;
     drop_branch(daemon, branch, None)?;
@@ -518,6 +524,7 @@ pub fn delete(daemon: &Daemon, params: &BranchDeleteCall) -> Result<BranchDelete
         return Err(Failure::new(Kind::Busy, format!("{} is mounted at {dir}", branch.name))
             .hint(format!("unmount it first, with `agentfs umount {dir}`")));
     }
+    let branch = git_states::unshare(daemon, &repository, branch)?;
     let snapshot = snapshots::take(daemon, &repository, &branch, SnapshotReason::Removed, "")?;
     remove(daemon, &branch, false)?;
     Ok(BranchDeleted {
@@ -542,10 +549,11 @@ pub fn remove_worktree(daemon: &Daemon, params: &WorktreeRemoveCall) -> Result<W
         None => (String::new(), String::new()),
     };
     let _names = daemon.lock_names();
-    let kept = daemon.store.branch(&repository, &name)?.filter(|branch| branch.git_dir.is_some());
+    let kept = daemon.store.branch(&repository, &name)?.filter(|branch| branch.git.is_some());
     let (mut snapshot, mut kept_until) = (None, None);
     if let Some(branch) = kept {
         let open = daemon.repositories.get(&daemon.store, &repository)?;
+        let branch = git_states::unshare(daemon, &open, branch)?;
         let reason = SnapshotReason::Before;
         let taken = snapshots::take(daemon, &open, &branch, reason, "before worktree remove")?;
         snapshot = Some(snapshots::id(taken.number));

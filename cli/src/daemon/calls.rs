@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agentfs_engine::store::{self, Branch, WorktreeRecord};
+use agentfs_engine::store::{self, Branch, KeptGit, WorktreeRecord};
 use agentfs_gitimport::repository::Repository;
 use agentfs_gitimport::walk::ImportedTrees;
 use agentfs_gitimport::{attach, fetch, gitdir};
@@ -12,6 +12,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use crate::daemon::changed;
+use crate::daemon::git_states;
 use crate::daemon::note::{Making, Note};
 use crate::daemon::opening::{Cold, Opening};
 use crate::daemon::redirects;
@@ -257,6 +258,8 @@ pub fn mount_at(
         // Until it has a place it must keep its name.
         let _names = daemon.lock_names();
         let kept = target::kept(daemon, &name, &revision)?;
+        let kept =
+            kept.map(|branch| git_states::unshare(daemon, &repository, branch)).transpose()?;
         let place = |branch: &Branch| daemon.worktrees.reserve(&at.dir.0, branch);
         kept.map(|branch| Ok::<_, Failure>((place(&branch)?, branch))).transpose()?
     };
@@ -408,7 +411,8 @@ pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
     let mut outbox = None;
     match branch {
         Some(branch) if is_changed => {
-            batch.put_branch(&Branch { git_dir: Some(git_dir.clone()), ..branch });
+            let git = Some(KeptGit::Dir(git_dir.clone()));
+            batch.put_branch(&Branch { git, ..branch });
         }
         Some(branch) => {
             batch.remove_head(branch.number);
@@ -420,7 +424,7 @@ pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
             } else {
                 // Under another number, so that what a crash leaves of the outbox is nobody's.
                 let number = daemon.store.new_branch_number();
-                batch.put_branch(&Branch { git_dir: None, number, ..branch });
+                batch.put_branch(&Branch { git: None, number, ..branch });
             }
         }
         None => {}
@@ -451,7 +455,7 @@ pub fn describe(
     Ok(Opened {
         repository: branch.repository.clone(),
         branch: branch.name.clone(),
-        commit: report::commit_of(daemon, branch, git_dir.or(branch.git_dir.as_deref())),
+        commit: report::commit_of(daemon, branch, git_dir.or(branch.git_dir())),
         detached: branch.detached,
         entries: u64::from(entries(daemon, branch)?),
         dir: worktree.map(|worktree| worktree.dir.as_path().into()),

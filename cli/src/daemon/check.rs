@@ -1,6 +1,7 @@
 //! The call that verifies: the store, the git directories of its worktrees, that these are mounted, and what
 //! snapshots have of git.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use agentfs_engine::check::{CheckReport, Finding, check as check_store};
@@ -149,11 +150,21 @@ fn check_worktrees(daemon: &Daemon) -> Result<Beside> {
             done.examine(repository, Examined { worktree, ..examined });
         }
     }
+    // Several may share one.
+    let mut seen = BTreeSet::new();
     for branch in &branches {
-        if let (Some(kept), Some(repository)) = (&branch.git_dir, repository(&branch.repository))
-            && daemon.worktrees.holder_of(&branch.repository, &branch.name).is_none()
+        let is_mounted = || daemon.worktrees.holder_of(&branch.repository, &branch.name).is_some();
+        if let (Some(kept), Some(repository)) = (branch.git_state(), repository(&branch.repository))
+            && !is_mounted()
+            && seen.insert(kept)
         {
-            done.examine(repository, examined(kept, repository, branch, None));
+            let mut examined = examined(kept, repository, branch, None);
+            if branch.git_dir().is_none() {
+                // A shared one is where the branches were that have it.
+                let git = daemon.repositories.get(&daemon.store, &branch.repository)?.git();
+                examined.detached = git.ok().and_then(|git| git.tip(&branch.name).ok().flatten());
+            }
+            done.examine(repository, examined);
         }
     }
     Ok(done)
@@ -195,7 +206,8 @@ fn examined<'a>(
     dir: Option<&'a Path>,
 ) -> Examined<'a> {
     let (common_dir, hash) = (&*repository.git_dir, repository.hash);
-    Examined { git_dir, common_dir, hash, branch: &branch.name, dir, worktree: None }
+    let detached = branch.commit.filter(|_| branch.detached);
+    Examined { git_dir, common_dir, hash, branch: &branch.name, detached, dir, worktree: None }
 }
 
 impl Beside {

@@ -12,6 +12,7 @@ use agentfs_engine::progress::Cancel;
 use agentfs_engine::store::{SnapshotReason, SnapshotRecord};
 use tracing::{debug, warn};
 
+use crate::daemon::git_states;
 use crate::daemon::redirects;
 use crate::daemon::snapshots;
 use crate::daemon::state::Daemon;
@@ -33,6 +34,9 @@ const DAILY: i64 = 30 * DAY;
 /// So many layers on which nobody stands may lie on each other: to join each with the next at once would
 /// write the same rows again and again.
 const SPARE_LAYERS: usize = 8;
+
+/// So many references of a repository may be files of their own, which take a block of the disk each.
+const LOOSE_MAX: usize = 100;
 
 /// The thread that makes and removes them.
 pub struct Keeper {
@@ -91,6 +95,7 @@ fn keep(daemon: &Daemon, now: i64) -> Result<()> {
         }
     }
     forget(daemon, &too_many(&snapshots, now, DAILY))?;
+    git_states::pack_references(daemon, LOOSE_MAX)?;
     let folded = fold(daemon, &Cancel::default())?;
     if folded > 0 {
         debug!("{folded} layers became a part of others");

@@ -10,6 +10,7 @@ mod calls;
 mod changed;
 mod check;
 mod execs;
+mod git_states;
 mod ingest;
 mod keeper;
 mod laps;

@@ -240,7 +240,11 @@ fn sweep_branch(
     git_dir: Option<&Path>,
 ) -> Result<()> {
     let Some(repository) = store.repository(repository)? else { return Ok(()) };
-    if store.branch(&repository.name, name)?.is_some() {
+    if let Some(branch) = store.branch(&repository.name, name)? {
+        let made = git_dir.filter(|made| branch.git_dir() != Some(made));
+        if let Some(Err(error)) = made.map(gitdir::remove) {
+            warn!("{error}");
+        }
         return Ok(());
     }
     let removed = git_dir.map_or(Ok(()), gitdir::remove).and_then(|()| {

@@ -88,7 +88,7 @@ impl<'a> Opening<'a> {
         if created {
             create_dir(&dir)?;
         }
-        let kept = branch.git_dir.clone().filter(|kept| kept.is_dir());
+        let kept = branch.git_dir().filter(|kept| kept.is_dir()).map(Path::to_owned);
         let fresh = kept.is_none();
         let git_dir = match kept {
             Some(kept) => {

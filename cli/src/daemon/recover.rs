@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::Slot;
-use crate::daemon::{execs, note, opening, redirects, rename, snapshots, switch};
+use crate::daemon::{execs, git_states, note, opening, redirects, rename, snapshots, switch};
 use crate::error::{Failure, Kind, Result};
 use crate::incoming;
 use crate::layout::remove_all;
@@ -41,6 +41,7 @@ pub fn recover(daemon: &Daemon) -> Result<()> {
     snapshots::complete_restores(daemon);
     switch::complete(daemon);
     snapshots::sweep(daemon)?;
+    git_states::sweep(daemon)?;
     // What commands had mounted is dead, and so are they.
     let (ended, records): (Vec<_>, Vec<_>) = {
         let own = daemon.layout.execs();

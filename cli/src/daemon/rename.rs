@@ -113,7 +113,7 @@ fn follow(daemon: &Daemon, renamed: &Branch, from: &str) -> Result<()> {
         }
     }
     let place = |name| daemon.layout.unmounted(&renamed.repository, name);
-    if let Some(git_dir) = &renamed.git_dir
+    if let Some(git_dir) = renamed.git_dir()
         && fs::read(git_dir.join("gitdir")).is_ok_and(|text| {
             text.trim_ascii_end() == place(from).join(".git").as_os_str().as_encoded_bytes()
         })

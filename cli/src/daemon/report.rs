@@ -25,7 +25,7 @@ pub fn status(daemon: &Daemon) -> Result<Status> {
         let own = branches.iter().filter(|branch| branch.repository == repository.name);
         let git_dir = |branch: &Branch| {
             let mounted = mounted.get(&(branch.repository.clone(), branch.name.clone()));
-            mounted.or(branch.git_dir.as_ref()).cloned()
+            mounted.map(PathBuf::as_path).or(branch.git_dir()).map(Path::to_owned)
         };
         RepositoryStatus {
             branches: own.map(|branch| branch_status(daemon, branch, git_dir(branch))).collect(),
@@ -77,10 +77,16 @@ fn git_dir((_, slot): (PathBuf, Slot)) -> Option<((String, String), PathBuf)> {
 /// The commit that a branch is at: that of its `HEAD` if it has a git directory, since commits are made there. What
 /// cannot be read is for `fsck` to tell.
 pub fn commit_of(daemon: &Daemon, branch: &Branch, git_dir: Option<&Path>) -> Option<String> {
-    let head = git_dir.and_then(|git_dir| {
+    let git = || {
         let repository = daemon.repositories.get(&daemon.store, &branch.repository).ok()?;
-        repository.git().ok()?.head_in(git_dir).ok()
-    });
+        repository.git().ok()
+    };
+    let head = match (git_dir, &branch.git) {
+        (Some(git_dir), _) => git().and_then(|git| git.head_in(git_dir).ok()),
+        // It will be on its branch when it gets one.
+        (None, Some(_)) => git().and_then(|git| git.tip(&branch.name).ok()),
+        (None, None) => None,
+    };
     head.unwrap_or(branch.commit).map(|commit| commit.to_string())
 }
 
@@ -90,7 +96,7 @@ fn branch_status(daemon: &Daemon, branch: &Branch, git_dir: Option<PathBuf>) -> 
         name: branch.name.clone(),
         commit: commit_of(daemon, branch, git_dir.as_deref()),
         detached: branch.detached,
-        changed: branch.git_dir.is_some(),
+        changed: branch.git.is_some(),
         ingested: branch.ingested,
         ingest,
         failure,

@@ -15,6 +15,7 @@ use agentfs_gitimport::state::{self, ForkHead};
 use tracing::{info, warn};
 
 use crate::daemon::branches::{Opened, open};
+use crate::daemon::git_states;
 use crate::daemon::note::{self, Making, Note};
 use crate::daemon::opening;
 use crate::daemon::redirects;
@@ -102,6 +103,7 @@ pub fn take(
     reason: SnapshotReason,
     message: &str,
 ) -> Result<SnapshotRecord> {
+    let branch = &git_states::unshare(daemon, repository, branch.clone())?;
     let opened = open(daemon, repository, branch)?;
     take_of(daemon, repository, branch, opened.as_ref(), reason, message)
 }
@@ -232,6 +234,7 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
     let Some(state) = &snapshot.git_state else {
         return Err(refuse("the snapshot is nothing but a commit"));
     };
+    let branch = git_states::unshare(daemon, &repository, branch.clone())?;
     let Some(opened) = open(daemon, &repository, &branch)? else {
         return Err(refuse("it is not mounted and has no changes"));
     };
@@ -344,8 +347,8 @@ fn complete_restore(daemon: &Daemon, branch: u64, snapshot: u64) -> Result<()> {
     let worktrees = daemon.store.worktrees()?;
     let same =
         |one: &&WorktreeRecord| one.repository == branch.repository && one.branch == branch.name;
-    let mounted = worktrees.iter().find(same).map(|one| &one.git_dir);
-    if let Some(git_dir) = mounted.or(branch.git_dir.as_ref()) {
+    let mounted = worktrees.iter().find(same).map(|one| one.git_dir.as_path());
+    if let Some(git_dir) = mounted.or(branch.git_dir()) {
         restore_git(daemon, &repository, &branch, &snapshot, state, git_dir)?;
         info!("completed the restoring of {}", id(snapshot.number));
     }

@@ -170,7 +170,7 @@ fn refuse_branch(daemon: &Daemon, dir: &Path, own: &Branch, params: &SwitchCall)
             "work there; or `agentfs switch {shown} --rev {named}~0` takes what is committed in it"
         )));
     }
-    if branch.git_dir.is_none() && !by_name {
+    if branch.git.is_none() && !by_name {
         // It is nothing but its commit.
         return Ok(());
     }

@@ -145,7 +145,7 @@ pub fn recorded(daemon: &Daemon, what: &str, hint: &str) -> Result<(Arc<OpenRepo
 /// # Errors
 /// What reading the store meets.
 pub fn kept(daemon: &Daemon, repository: &str, rev: &str) -> Result<Option<Branch>> {
-    let known = daemon.store.branch(repository, rev)?.filter(|branch| branch.git_dir.is_some());
+    let known = daemon.store.branch(repository, rev)?.filter(|branch| branch.git.is_some());
     Ok(known.filter(|_| daemon.worktrees.holder_of(repository, rev).is_none()))
 }
 
@@ -241,7 +241,7 @@ pub fn branch(
         time: settled(target.commit.map(|commit| commit.time)),
         ingested: false,
         detached,
-        git_dir: None,
+        git: None,
     })
 }
 
@@ -251,7 +251,7 @@ fn free_name(daemon: &Daemon, repository: &str, commit: &GitOid) -> Result<Strin
     let name = format!("detached-{}", &digits[..NAME_DIGITS.min(digits.len())]);
     unique(&name, |name| {
         let other = daemon.store.branch(repository, name)?.is_some_and(|branch| {
-            branch.commit != Some(*commit) || !branch.detached || branch.git_dir.is_some()
+            branch.commit != Some(*commit) || !branch.detached || branch.git.is_some()
         });
         Ok(other || daemon.worktrees.holder_of(repository, name).is_some())
     })

@@ -4,6 +4,7 @@ use agentfs_engine::gc::{self, Collection};
 use agentfs_engine::store::SnapshotReason;
 use tracing::info;
 
+use crate::daemon::git_states;
 use crate::daemon::keeper;
 use crate::daemon::redirects;
 use crate::daemon::rpc::Call;
@@ -24,10 +25,12 @@ pub fn gc(daemon: &Daemon, params: &GcCall, call: &Call) -> Result<Collected> {
     let expired = keeper::expire(daemon, params.keep_removed_days, params.dry_run)?;
     let mut folded = 0;
     if !params.dry_run {
+        git_states::pack_references(daemon, 1)?;
         folded = keeper::fold(daemon, &call.cancel)?;
         let _turn = daemon.lock_redirects();
         let _names = daemon.lock_names();
         redirects::sweep(daemon)?;
+        git_states::sweep(daemon)?;
     }
     let redirected = redirects::clean(daemon, params.dry_run, &call.cancel)?;
     let store = &daemon.store;

@@ -309,7 +309,7 @@ mod tests {
             time: 0,
             ingested: false,
             detached: false,
-            git_dir: None,
+            git: None,
             number: BranchNumber(1),
         }
     }

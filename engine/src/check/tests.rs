@@ -168,7 +168,7 @@ fn branch(name: &str, root: TreeId) -> Branch {
         time: 0,
         ingested: true,
         detached: false,
-        git_dir: None,
+        git: None,
         number: BranchNumber(1),
     }
 }

@@ -96,7 +96,7 @@ impl Line {
             time: 0,
             ingested: true,
             detached: false,
-            git_dir: None,
+            git: None,
             number: self.number(),
         });
         batch.commit()

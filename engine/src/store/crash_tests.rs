@@ -77,7 +77,7 @@ impl Import {
             time: 0,
             ingested: true,
             detached: false,
-            git_dir: None,
+            git: None,
             number: BranchNumber(1),
         });
         batch.commit()

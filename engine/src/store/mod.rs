@@ -53,7 +53,7 @@ use claim::Claims;
 pub use collector::Hold;
 pub(crate) use collector::{Candidates, Collector, Item, Marks};
 pub use in_use::Upkeep;
-pub use records::{Branch, Repository, SnapshotReason, SnapshotRecord, WorktreeRecord};
+pub use records::{Branch, KeptGit, Repository, SnapshotReason, SnapshotRecord, WorktreeRecord};
 pub use tables::Object;
 pub use writer::{Session, WriteItem, Writer};
 

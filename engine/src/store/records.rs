@@ -24,6 +24,15 @@ pub struct Repository {
     pub attached: bool,
 }
 
+/// What is kept of the git state of a branch that is not mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeptGit {
+    /// The git directory of its worktree.
+    Dir(PathBuf),
+    /// It has had no worktree: the git directory with what it begins with, which other branches may have as well.
+    Shared(PathBuf),
+}
+
 /// A named line of file-system state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Branch {
@@ -45,8 +54,26 @@ pub struct Branch {
     pub ingested: bool,
     /// Whether it is no git branch.
     pub detached: bool,
-    /// The git directory of its worktree, kept while a branch with changes is not mounted.
-    pub git_dir: Option<PathBuf>,
+    /// Its git state, kept while a branch with changes is not mounted. A branch without is nothing but its commit.
+    pub git: Option<KeptGit>,
+}
+
+impl Branch {
+    /// The git directory of its worktree, if that is kept.
+    pub fn git_dir(&self) -> Option<&Path> {
+        match &self.git {
+            Some(KeptGit::Dir(dir)) => Some(dir),
+            Some(KeptGit::Shared(_)) | None => None,
+        }
+    }
+
+    /// The git directory with its state, its own or a shared one.
+    pub fn git_state(&self) -> Option<&Path> {
+        match &self.git {
+            Some(KeptGit::Dir(dir) | KeptGit::Shared(dir)) => Some(dir),
+            None => None,
+        }
+    }
 }
 
 /// Why a snapshot was made.
@@ -178,9 +205,13 @@ impl Record for Branch {
         out.extend_from_slice(&self.time.to_le_bytes());
         out.push(self.ingested.into());
         out.push(self.detached.into());
-        put_option(&mut out, self.git_dir.as_ref(), |out, dir| {
-            put_bytes(out, dir.as_os_str().as_bytes());
-        });
+        let (tag, kept) = match &self.git {
+            None => (0, None),
+            Some(KeptGit::Dir(dir)) => (1, Some(dir.as_os_str().as_bytes())),
+            Some(KeptGit::Shared(dir)) => (2, Some(dir.as_os_str().as_bytes())),
+        };
+        out.push(tag);
+        kept.into_iter().for_each(|kept| put_bytes(&mut out, kept));
         out
     }
 
@@ -196,7 +227,12 @@ impl Record for Branch {
             time: i64::from_le_bytes(fields.take()?),
             ingested: fields.flag()?,
             detached: fields.flag()?,
-            git_dir: fields.option(Fields::path)?,
+            git: match fields.u8()? {
+                0 => None,
+                1 => Some(KeptGit::Dir(fields.path()?)),
+                2 => Some(KeptGit::Shared(fields.path()?)),
+                _ => return None,
+            },
         };
         fields.0.is_empty().then_some(record)
     }
@@ -382,18 +418,21 @@ mod tests {
                 hash,
                 attached: origin.is_none(),
             });
-            reads_back(&Branch {
-                repository: "demo".into(),
-                name: "a/b".into(),
-                root: TreeId::of(b"root"),
-                root_oid: origin.map(|_| oid(hash)),
-                commit: origin.map(|_| oid(hash)),
-                time: -5,
-                ingested: true,
-                detached: false,
-                git_dir: None,
-                number: BranchNumber(1),
-            });
+            let shared = KeptGit::Shared(odd.clone());
+            for git in [None, Some(KeptGit::Dir(odd.clone())), Some(shared)] {
+                reads_back(&Branch {
+                    repository: "demo".into(),
+                    name: "a/b".into(),
+                    root: TreeId::of(b"root"),
+                    root_oid: origin.map(|_| oid(hash)),
+                    commit: origin.map(|_| oid(hash)),
+                    time: -5,
+                    ingested: true,
+                    detached: false,
+                    git,
+                    number: BranchNumber(1),
+                });
+            }
         }
         for layer in [None, Some(LayerNumber(9))] {
             reads_back(&SnapshotRecord {

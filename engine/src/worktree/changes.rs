@@ -4,7 +4,7 @@
 //! read or written. Reading what was never changed takes none: a bitmap says so.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::base::Base;
 use crate::id::{ChunkId, Ino};
@@ -18,9 +18,15 @@ pub(super) struct Changes {
     touched: Touched,
 }
 
-/// Which inodes of the base have to be looked up in the overlay: one bit for each.
+/// Inodes whose bits lie together.
+const BLOCK_INODES: u64 = 4096;
+
+/// Which inodes of the base have to be looked up in the overlay: one bit for each, in blocks that are there where one is
+/// set. Changes lie close to each other, so that a copy, which each fork takes two of, costs little of what a tree has.
 #[derive(Debug)]
-struct Touched(Box<[AtomicU64]>);
+struct Touched(Box<[OnceLock<Box<Block>>]>);
+
+type Block = [AtomicU64; (BLOCK_INODES / 64) as usize];
 
 impl Changes {
     /// Those of `overlay` relative to `base`.
@@ -82,34 +88,51 @@ impl InUse for Changes {
 impl Touched {
     fn new(base: &Base) -> Self {
         let last = Ino::FIRST.0 + u64::from(base.entries());
-        Self((0..=last / 64).map(|_| AtomicU64::new(0)).collect())
+        Self((0..=last / BLOCK_INODES).map(|_| OnceLock::new()).collect())
     }
 
     fn copy(&self) -> Self {
-        Self(self.0.iter().map(|word| AtomicU64::new(word.load(Ordering::Acquire))).collect())
+        let word = |word: &AtomicU64| AtomicU64::new(word.load(Ordering::Acquire));
+        let copy = |block: &OnceLock<Box<Block>>| match block.get() {
+            Some(block) => OnceLock::from(Box::new(std::array::from_fn(|at| word(&block[at])))),
+            None => OnceLock::new(),
+        };
+        Self(self.0.iter().map(copy).collect())
     }
 
-    fn word(&self, ino: Ino) -> Option<(&AtomicU64, u64)> {
-        let word = self.0.get(usize::try_from(ino.0 / 64).ok()?)?;
-        Some((word, 1 << (ino.0 % 64)))
+    /// The block of `ino`; none for the numbers beyond the base, which are the overlay's.
+    fn block(&self, ino: Ino) -> Option<&OnceLock<Box<Block>>> {
+        self.0.get(usize::try_from(ino.0 / BLOCK_INODES).ok()?)
     }
 
     fn get(&self, ino: Ino) -> bool {
         // Acquire: who sees the bit sees, through the overlay's lock, at least the change that set
-        // it. Numbers beyond the base are the overlay's.
-        self.word(ino).is_none_or(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
+        // it.
+        self.block(ino).is_none_or(|block| {
+            let bit = |block: &Block| word(block, ino).load(Ordering::Acquire) & bit(ino) != 0;
+            block.get().is_some_and(|block| bit(block))
+        })
     }
 
     /// Who still sees the bit finds nothing in the overlay, and asks the base.
     fn clear(&self, ino: Ino) {
-        if let Some((word, bit)) = self.word(ino) {
-            word.fetch_and(!bit, Ordering::Release);
+        if let Some(block) = self.block(ino).and_then(OnceLock::get) {
+            word(block, ino).fetch_and(!bit(ino), Ordering::Release);
         }
     }
 
     fn set(&self, ino: Ino) {
-        if let Some((word, bit)) = self.word(ino) {
-            word.fetch_or(bit, Ordering::Release);
+        if let Some(block) = self.block(ino) {
+            let block = block.get_or_init(|| Box::new([const { AtomicU64::new(0) }; _]));
+            word(block, ino).fetch_or(bit(ino), Ordering::Release);
         }
     }
+}
+
+fn word(block: &Block, ino: Ino) -> &AtomicU64 {
+    &block[(ino.0 % BLOCK_INODES / 64) as usize]
+}
+
+fn bit(ino: Ino) -> u64 {
+    1 << (ino.0 % 64)
 }

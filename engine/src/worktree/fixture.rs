@@ -104,7 +104,7 @@ fn branch(root: TreeId) -> Branch {
         time: BASE_TIME,
         ingested: true,
         detached: false,
-        git_dir: None,
+        git: None,
     }
 }
 

@@ -52,8 +52,8 @@ pub fn add(daemon: &Daemon, params: &RedirectAddCall) -> Result<Redirects> {
     let (repository, branch) = named(daemon, &params.branch)?;
     let up = mount_of(daemon, &branch)?;
     let paths: Vec<_> = params.paths.iter().map(|path| path.0.clone()).collect();
-    let git_dir = up.as_ref().map(|up| &up.record.git_dir).or(branch.git_dir.as_ref());
-    let Some(git_dir) = git_dir else {
+    let mounted = up.as_ref().map(|up| up.record.git_dir.as_path());
+    let Some(git_dir) = mounted.or(branch.git_state()) else {
         let message = format!("{} is not mounted and has no changes", branch.name);
         return Err(Failure::new(Kind::Refused, message).hint("mount it first"));
     };

@@ -86,7 +86,7 @@ fn branch(name: &str) -> Branch {
         time: 7,
         ingested: false,
         detached: false,
-        git_dir: None,
+        git: None,
         number: BranchNumber(1),
     }
 }
