@@ -98,6 +98,14 @@ impl Failure {
         self
     }
 
+    /// Where something is in use that has to be left, and cannot be taken from whoever is in it: what to do.
+    pub fn leave_first(self) -> Self {
+        match self.kind {
+            Kind::Busy => self.hint("leave it, then run the command again"),
+            _ => self,
+        }
+    }
+
     /// What the operating system refused to do with `path`, as the verb `action` says.
     pub fn io(action: &str, path: &Path, error: &io::Error) -> Self {
         let kind = match error.kind() {

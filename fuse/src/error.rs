@@ -91,10 +91,7 @@ pub enum Error {
         fstype: String,
     },
     /// Some process still uses the mount.
-    #[error(
-        "{dir} is busy: a process has its working directory or an open file in it; leave it, or unmount lazily",
-        dir = .dir.display()
-    )]
+    #[error("{dir} is busy: a process has its working directory or an open file in it", dir = .dir.display())]
     Busy {
         /// The directory.
         dir: PathBuf,

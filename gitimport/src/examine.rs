@@ -140,11 +140,21 @@ impl Examined<'_> {
             }
             Some(_) => return,
             None if head.len() == 2 * self.hash.len() && head.iter().all(u8::is_ascii_hexdigit) => {
-                return;
+                match self.has(&head) {
+                    true => return,
+                    false => "it is at a commit that the repository does not have",
+                }
             }
             None => "it is neither a reference nor an object id",
         };
         report.findings.push(Finding::BadFile { path, why: why.into() });
+    }
+
+    /// Whether the repository has the object with this id, as far as that can be told.
+    fn has(&self, id: &[u8]) -> bool {
+        let id = gix::ObjectId::from_hex(id);
+        let opened = id.ok().zip(gix::open(self.common_dir).ok());
+        opened.is_none_or(|(id, repository)| repository.has_object(id))
     }
 
     /// Whether a reference is that of no branch and in one bit other than the branch of the worktree. One

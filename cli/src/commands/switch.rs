@@ -26,7 +26,7 @@ pub struct Args {
     discard: bool,
 }
 
-/// Moves a worktree to another commit.
+/// Moves a worktree to another commit, or has it show another branch of agentfs.
 ///
 /// # Errors
 /// As [`call`].
@@ -49,8 +49,16 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
             None => format!("detached at {}", short(&done.commit)),
         };
         writeln!(out, "{}: {at}", done.dir.0.display())?;
-        writeln!(out, "  {} changed", count(done.paths, "file"))?;
-        writeln!(out, "  `agentfs undo {}` takes that back", done.branch)?;
+        match &done.left {
+            Some(left) => {
+                writeln!(out, "  it shows branch {} as that was left", done.branch)?;
+                writeln!(out, "  branch {left} is not mounted any more, with all that it has")?;
+            }
+            None => {
+                writeln!(out, "  {} changed", count(done.paths, "file"))?;
+                writeln!(out, "  `agentfs undo {}` takes that back", done.branch)?;
+            }
+        }
         done.notes.iter().try_for_each(|note| writeln!(out, "  note: {note}"))
     })?;
     Ok(0)

@@ -543,7 +543,8 @@ pub fn delete(daemon: &Daemon, params: &BranchDeleteCall) -> Result<BranchDelete
 pub fn remove_worktree(daemon: &Daemon, params: &WorktreeRemoveCall) -> Result<WorktreeRemoved> {
     let dir = &params.dir.0;
     let record = daemon.store.worktree(dir)?;
-    calls::umount(daemon, &UmountCall { dir: Some(params.dir.clone()), lazy: false })?;
+    let umount = UmountCall { dir: Some(params.dir.clone()), lazy: false };
+    calls::umount(daemon, &umount).map_err(Failure::leave_first)?;
     let (repository, name) = match record {
         Some(WorktreeRecord { repository, branch, .. }) => (repository, branch),
         None => (String::new(), String::new()),

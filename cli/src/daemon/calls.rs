@@ -380,6 +380,18 @@ fn close(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
 /// # Errors
 /// As [`umount`].
 pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
+    close_for(daemon, dir, lazy, None)
+}
+
+/// The same if nobody is in it, with what is mounted there next on record in its place.
+///
+/// # Errors
+/// As [`umount`].
+pub fn replace(daemon: &Daemon, dir: &Path, next: &WorktreeRecord) -> Result<()> {
+    close_for(daemon, dir, false, Some(next))
+}
+
+fn close_for(daemon: &Daemon, dir: &Path, lazy: bool, next: Option<&WorktreeRecord>) -> Result<()> {
     let closing = daemon.worktrees.close(dir, lazy)?;
     let WorktreeRecord { repository, branch: name, git_dir, .. } = &closing.record;
     let branch = daemon.store.branch(repository, name)?;
@@ -408,6 +420,7 @@ pub fn close_unused(daemon: &Daemon, dir: &Path, lazy: bool) -> Result<()> {
     if closing.recorded {
         batch.remove_worktree(dir);
     }
+    next.into_iter().for_each(|next| batch.put_worktree(next));
     let mut outbox = None;
     match branch {
         Some(branch) if is_changed => {

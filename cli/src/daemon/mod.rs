@@ -26,6 +26,7 @@ mod report;
 mod repositories;
 mod rpc;
 mod service;
+mod show;
 mod snapshots;
 mod state;
 mod switch;

@@ -30,7 +30,7 @@ use crate::daemon::snapshots::{self, forget_in_kernel};
 use crate::daemon::state::Daemon;
 use crate::daemon::target::{self, Target};
 use crate::daemon::worktrees::{Slot, Up, busy, unknown};
-use crate::daemon::{opening, redirects};
+use crate::daemon::{opening, redirects, show};
 use crate::error::{Failure, Kind, Result};
 use crate::protocol::{SnapshotRestoreCall, SwitchCall, SwitchMeans, Switched};
 
@@ -77,7 +77,9 @@ pub fn switch(daemon: &Daemon, params: &SwitchCall, call: &Call) -> Result<Switc
         let message = format!("branch {branch} of {} is not on record", dir.display());
         Failure::new(Kind::Damaged, message).hint("`agentfs fsck` says what is wrong")
     })?;
-    refuse_branch(daemon, dir, &branch, params)?;
+    if let Some(other) = other_branch(daemon, dir, &branch, params)? {
+        return show::show(daemon, &up, &other);
+    }
     let git = repository.git_as_it_is()?;
     refuse_in_progress(dir, git_dir)?;
     if switch::is_sparse(&git, git_dir)? {
@@ -110,7 +112,8 @@ pub fn switch(daemon: &Daemon, params: &SwitchCall, call: &Call) -> Result<Switc
         commit: commit.id.to_string(),
         head: on.clone(),
         paths: moved.paths as u64,
-        before: moved.before,
+        before: Some(moved.before),
+        left: None,
         notes: note.into_iter().chain(moved.notes).collect(),
     })
 }
@@ -137,11 +140,16 @@ fn mounted(daemon: &Daemon, dir: &Path) -> Result<Arc<Up>> {
     }
 }
 
-/// Refuses what names another branch that agentfs has, with files of its own.
-fn refuse_branch(daemon: &Daemon, dir: &Path, own: &Branch, params: &SwitchCall) -> Result<()> {
+/// The other branch that agentfs has, with files of its own, if that is meant. One that is mounted is refused.
+fn other_branch(
+    daemon: &Daemon,
+    dir: &Path,
+    own: &Branch,
+    params: &SwitchCall,
+) -> Result<Option<Branch>> {
     let what = &params.what;
     if params.means == SwitchMeans::Revision {
-        return Ok(());
+        return Ok(None);
     }
     let named = match what.split_once('@') {
         Some((repository, name)) if repository == own.repository => name,
@@ -155,7 +163,7 @@ fn refuse_branch(daemon: &Daemon, dir: &Path, own: &Branch, params: &SwitchCall)
             return Err(Failure::new(Kind::NotFound, message)
                 .hint("`agentfs branch list` lists them; --rev takes a revision of git"));
         }
-        return Ok(());
+        return Ok(None);
     };
     let shown = dir.display();
     if branch.number == own.number {
@@ -170,17 +178,8 @@ fn refuse_branch(daemon: &Daemon, dir: &Path, own: &Branch, params: &SwitchCall)
             "work there; or `agentfs switch {shown} --rev {named}~0` takes what is committed in it"
         )));
     }
-    if branch.git.is_none() && !by_name {
-        // It is nothing but its commit.
-        return Ok(());
-    }
-    let message = format!(
-        "{named} is a branch with files of its own, which {shown} cannot come to show while it is mounted"
-    );
-    Err(Failure::new(Kind::Refused, message).hint(format!(
-        "`agentfs umount {shown}` and `agentfs mount {named} {shown}` show it there; \
-         `agentfs switch {shown} --rev {named}~0` takes what is committed in it"
-    )))
+    // One without is nothing but its commit.
+    Ok(branch.git.is_some().then_some(branch))
 }
 
 fn refuse_in_progress(dir: &Path, git_dir: &Path) -> Result<()> {

@@ -188,7 +188,7 @@ pub struct Switched {
     pub dir: WirePath,
     /// The repository's name in the store.
     pub repository: String,
-    /// Its branch, which is the same as before.
+    /// Its branch.
     pub branch: String,
     /// The commit of its HEAD before; none where there was none yet.
     pub from: Option<String>,
@@ -198,8 +198,10 @@ pub struct Switched {
     pub head: Option<String>,
     /// How many files were changed.
     pub paths: u64,
-    /// The snapshot that keeps what was there before.
-    pub before: String,
+    /// The snapshot that keeps what was there before; none if its branch does.
+    pub before: Option<String>,
+    /// The branch that it has shown before, with all that was there, if it shows another one now.
+    pub left: Option<String>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
