@@ -10,9 +10,9 @@
 //!   in there, once for any number of changes.
 //! - `getattr` of what was written, has lost or got a name, or was read or listed by a message, which has moved its time of
 //!   access as far as the kernel knows. It comes with the next `stat`, which `read` and `opendir` of the libraries make.
-//! - `getxattr` of `security.capability` before the first write, truncation or change of owner since the attributes of a file came, a
-//!   truncation included: what may be executed with privileges must lose them. Only a file system without any
-//!   extended attributes is not asked.
+//! - `getxattr` of `security.capability` before the first write, truncation or change of owner since the attributes of a
+//!   file came, which they also do with a truncation: what may be executed with privileges must lose them. Only a file
+//!   system without any extended attributes is not asked.
 //! - A second `write` where a write goes over the end of a page of which the kernel does not have all bytes.
 //! - A second `readdirplus` for the end of a listing.
 
