@@ -33,6 +33,17 @@ impl Connection {
     /// # Panics
     /// If it fails, or if the answer takes longer than a minute.
     pub fn call(&mut self, method: &str, params: &Value) -> Value {
+        self.answer(method, params).unwrap_or_else(|refusal| panic!("{method}: {refusal}"))
+    }
+
+    /// Calls `method` and returns its result, or the error that it ends with.
+    ///
+    /// # Errors
+    /// The error, as the daemon has sent it.
+    ///
+    /// # Panics
+    /// If the answer takes longer than a minute.
+    pub fn answer(&mut self, method: &str, params: &Value) -> Result<Value, Value> {
         self.calls += 1;
         self.send(&json!({"id": self.calls, "method": method, "params": params}));
         loop {
@@ -41,8 +52,10 @@ impl Connection {
             let message: Value = serde_json::from_str(&line).expect("an answer");
             // What is left out is progress.
             if message["id"] == self.calls {
-                assert!(message.get("error").is_none(), "{message}");
-                return message["result"].clone();
+                return match message.get("error") {
+                    Some(error) => Err(error.clone()),
+                    None => Ok(message["result"].clone()),
+                };
             }
         }
     }
