@@ -57,9 +57,9 @@ fn garbage_that_is_collected_by_a_killed_daemon_takes_nothing_with_it() {
 }
 
 /// Files whose content nobody has but git, so that all of it can be repaired.
-fn from_git(store: &TestStore) -> PathBuf {
+fn from_git(store: &TestStore, files: u32) -> PathBuf {
     let source = Builder::new(&store.path("source"));
-    for number in 0..40_u32 {
+    for number in 0..files {
         let text: String =
             (0..400).map(|line| format!("{number} {line} {}\n", line * number)).collect();
         source.file(format!("dir{}/file{number}", number % 5), text);
@@ -82,7 +82,7 @@ fn a_killed_repair_can_be_repeated() {
         return;
     }
     let store = TestStore::new();
-    let main = from_git(&store);
+    let main = from_git(&store, 40);
     store.wait_until("all is stored", || store.ok(&["status"]).contains("content     stored"));
     let (expected, first) = (tree::read(&main), segment(store.home()));
     let (mut damaged, mut unfinished) = (0, 0);
@@ -109,6 +109,75 @@ fn a_killed_repair_can_be_repeated() {
     }
     eprintln!("{damaged} damaged, {unfinished} of them not repaired before the kill");
     assert!(damaged > 0, "what was damaged was never needed");
+}
+
+/// Flips a bit in the payload of every chunk of a segment, as docs/FORMAT.md has them.
+fn flip_chunks(segment: &Path) {
+    const CHUNK: u8 = 1;
+    let mut bytes = fs::read(segment).unwrap();
+    let mut at = 32;
+    while at < bytes.len() {
+        assert_eq!(&bytes[at..at + 4], b"rec1");
+        let stored = u32::from_le_bytes(bytes[at + 12..at + 16].try_into().unwrap()) as usize;
+        if bytes[at + 4] == CHUNK {
+            bytes[at + 56 + stored / 2] ^= 0x10;
+        }
+        at += 56 + stored;
+    }
+    fs::write(segment, bytes).unwrap();
+}
+
+fn segment_bytes(home: &Path) -> u64 {
+    let all = fs::read_dir(home.join("segments")).unwrap();
+    all.map(|one| one.unwrap().metadata().map_or(0, |stat| stat.len())).sum()
+}
+
+/// A repair stores one chunk after the other; the kill comes when a part of them is there.
+#[test]
+#[expect(clippy::print_stderr, reason = "a long run says what it met")]
+fn a_repair_that_is_killed_between_two_things_goes_on_with_the_next() {
+    const FILES: u32 = 150;
+    if !fuse_available() {
+        return;
+    }
+    let store = TestStore::new();
+    let main = from_git(&store, FILES);
+    store.wait_until("all is stored", || store.ok(&["status"]).contains("content     stored"));
+    let expected = tree::read(&main);
+    let damage = || {
+        store.ok(&["daemon", "stop"]);
+        let all = fs::read_dir(store.home().join("segments")).unwrap();
+        all.for_each(|one| flip_chunks(&one.unwrap().path()));
+        store.ok(&["daemon", "start"]);
+        segment_bytes(store.home())
+    };
+    let damaged = || {
+        let checked = store.run(&["fsck", "--json"]).events().pop().unwrap();
+        checked["damaged"].as_u64().unwrap()
+    };
+    let before = damage();
+    assert_eq!(damaged(), u64::from(FILES));
+    assert_eq!(store.run(&["fsck", "--repair"]).code, 9);
+    let written = segment_bytes(store.home()) - before;
+    let rounds = campaign::rounds(8);
+    let mut midway = 0;
+    for round in 0..rounds {
+        let from = damage();
+        let enough = from + written * (round + 1) / (rounds + 1);
+        store.kill_daemon_when(&["fsck", "--repair"], || segment_bytes(store.home()) >= enough);
+        store.ok(&["status"]);
+        let left = damaged();
+        assert!(left <= u64::from(FILES), "round {round}: {left}");
+        midway += u64::from((1..u64::from(FILES)).contains(&left));
+        let repaired = store.run(&["fsck", "--repair"]);
+        let code = if left == 0 { 0 } else { 9 };
+        assert_eq!(repaired.code, code, "round {round}: {}", repaired.stdout);
+        assert_sound(&store);
+        assert_eq!(tree::read(&main), expected, "round {round}");
+        assert_eq!(status(&main), "", "round {round}");
+    }
+    eprintln!("{midway} of {rounds} kills came after the first and before the last repaired chunk");
+    assert!(midway * 2 > rounds, "{midway} of {rounds} kills came midway");
 }
 
 /// Runs a command and kills it; whether it had succeeded.
