@@ -356,8 +356,12 @@ pub fn umount(daemon: &Daemon, params: &UmountCall) -> Result<Unmounted> {
     let mut failures = Vec::new();
     let mut unmounted = Vec::new();
     for dir in dirs {
+        // In this order: one that has ended since is gone.
+        let ends = |dir| daemon.execs.is_ending(dir) || daemon.worktrees.get(dir).is_none();
         match close(daemon, &dir, params.lazy) {
             Ok(()) => unmounted.push(WirePath(dir)),
+            // Somebody else is unmounting it.
+            Err(_) if params.dir.is_none() && ends(&dir) => {}
             Err(failure) => failures.push(failure),
         }
     }
