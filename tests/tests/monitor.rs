@@ -5,7 +5,6 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -224,22 +223,17 @@ fn sees_what_goes(store: &TestStore, dir: &Path, file: &Path, act: impl FnOnce()
     };
     let mut connection = Connection::new(store);
     let first = ask(&mut connection);
-    let (done, is_begun) = (AtomicBool::new(false), Barrier::new(2));
-    let all = thread::scope(|scope| {
+    let mut all = vec![(first.clone(), seen(file))];
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
         let asking = scope.spawn(|| {
-            let mut all = Vec::new();
             while !done.load(Ordering::SeqCst) {
                 all.push((ask(&mut connection), seen(file)));
-                if all.len() == 1 {
-                    is_begun.wait();
-                }
             }
-            all
         });
-        is_begun.wait();
         act();
         done.store(true, Ordering::SeqCst);
-        asking.join().unwrap()
+        asking.join().unwrap();
     });
     let (last, now) = (ask(&mut connection), seen(file));
     let gone: Vec<_> = all.iter().filter(|(_, seen)| *seen != now).collect();
