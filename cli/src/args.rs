@@ -27,6 +27,9 @@ pub struct Args {
     /// Print one JSON object a line instead of text
     #[arg(long, global = true)]
     pub json: bool,
+    /// Say on standard error when the command got where, and when the daemon did
+    #[arg(long, global = true)]
+    pub profile: bool,
 
     /// What to do.
     #[command(subcommand)]

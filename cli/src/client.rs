@@ -19,8 +19,9 @@ use crate::environment::{Environment, GIT_LOCAL};
 use crate::error::{Failure, Kind, Result};
 use crate::layout::Layout;
 use crate::lock;
+use crate::profile;
 use crate::progress::Meter;
-use crate::protocol::{Hello, PROTOCOL, Progress, StopCall, Welcome, method};
+use crate::protocol::{Hello, PROTOCOL, Progress, Steps, StopCall, Welcome, method};
 use crate::socket;
 use crate::wire::{self, Id, Incoming, Request};
 
@@ -68,7 +69,10 @@ impl Client {
             let (_, pid) = socket::peer(&stream, &path)?;
             let mut client = Self::new(stream, layout, pid);
             let error = match client.greet(limit) {
-                Ok(()) => return Ok(Some(client)),
+                Ok(()) => {
+                    profile::reached("connected to the daemon");
+                    return Ok(Some(client));
+                }
                 Err(error) => error,
             };
             // Only the daemon has the lock, and it has it as long as it listens.
@@ -116,6 +120,7 @@ impl Client {
                 return Ok(client);
             }
             if start_daemon(layout, environment)? {
+                profile::reached("started the daemon");
                 continue;
             }
             // Another daemon holds the lock: it is starting, or it is stopping.
@@ -218,8 +223,17 @@ impl Client {
     ) -> Result<R, CallError> {
         self.calls += 1;
         let id = Id::Number(self.calls);
-        let params = serde_json::to_value(params).map_err(CallError::malformed)?;
+        let mut params = serde_json::to_value(params).map_err(CallError::malformed)?;
+        let is_told = profile::is_on() && method != method::HELLO;
+        if is_told && (params.is_object() || params.is_null()) {
+            params["steps"] = true.into();
+        }
         let line = wire::encode(&Request::new(Some(id.clone()), method, params));
+        // The daemon cannot begin before that.
+        let sent = Instant::now();
+        if is_told {
+            profile::reached_at(sent, format_args!("{method} sent"));
+        }
         match self.stream.get_mut().write_all(&line).map_err(CallError::from) {
             // What the other end has said before it hung up is still to be read.
             Ok(()) | Err(CallError::Closed) => {}
@@ -238,7 +252,16 @@ impl Client {
                 if progress.call == id {
                     meter.set(&progress.phases);
                 }
+            } else if message.method.as_deref() == Some(method::STEPS) {
+                let params = message.params.unwrap_or_default();
+                let told: Steps = serde_json::from_value(params).map_err(CallError::malformed)?;
+                if told.call == id {
+                    profile::taken(sent, told.steps);
+                }
             } else if message.id.as_ref() == Some(&id) {
+                if is_told {
+                    profile::reached(format_args!("{method} answered"));
+                }
                 if let Some(error) = message.error {
                     return Err(CallError::Refused(error.into()));
                 }

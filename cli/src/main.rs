@@ -19,6 +19,7 @@ mod layout;
 mod lock;
 mod monitor;
 mod output;
+mod profile;
 mod progress;
 mod protocol;
 mod socket;
@@ -26,24 +27,28 @@ mod transfer;
 mod wire;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use crate::args::Args;
 use crate::error::{Failure, Kind};
 use crate::output::Output;
 
 fn main() -> ExitCode {
+    let start = Instant::now();
     let args = match Args::read() {
         Ok(args) => args,
         Err(error) => return explain_usage(&error),
     };
-    let output = Output { json: args.json };
-    match commands::run(args.command, output) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            output.failure(&failure);
-            ExitCode::from(failure.kind.exit_code())
-        }
+    if args.profile {
+        profile::begin(start);
     }
+    let output = Output { json: args.json };
+    let code = commands::run(args.command, output).unwrap_or_else(|failure| {
+        output.failure(&failure);
+        failure.kind.exit_code()
+    });
+    profile::print(output.json);
+    ExitCode::from(code)
 }
 
 /// What clap has to say: help and version on standard output, a wrong command line on standard

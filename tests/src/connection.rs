@@ -33,17 +33,47 @@ impl Connection {
     /// # Panics
     /// If it fails, or if the answer takes longer than a minute.
     pub fn call(&mut self, method: &str, params: &Value) -> Value {
+        self.answer(method, params).unwrap_or_else(|refusal| panic!("{method}: {refusal}"))
+    }
+
+    /// Calls `method` and returns its result, or the error that it ends with.
+    ///
+    /// # Errors
+    /// The error, as the daemon has sent it.
+    ///
+    /// # Panics
+    /// If the answer takes longer than a minute.
+    pub fn answer(&mut self, method: &str, params: &Value) -> Result<Value, Value> {
+        self.ask(method, params).1
+    }
+
+    /// Calls `method` and returns the methods of the notifications that came before its result, those of progress left out.
+    ///
+    /// # Panics
+    /// As [`Connection::call`].
+    pub fn notified(&mut self, method: &str, params: &Value) -> Vec<String> {
+        let (mut notified, outcome) = self.ask(method, params);
+        assert!(outcome.is_ok(), "{method}: {outcome:?}");
+        notified.retain(|method| method != "progress");
+        notified
+    }
+
+    fn ask(&mut self, method: &str, params: &Value) -> (Vec<String>, Result<Value, Value>) {
         self.calls += 1;
         self.send(&json!({"id": self.calls, "method": method, "params": params}));
+        let mut notified = Vec::new();
         loop {
             let mut line = String::new();
             self.stream.read_line(&mut line).expect("an answer");
             let message: Value = serde_json::from_str(&line).expect("an answer");
-            // What is left out is progress.
             if message["id"] == self.calls {
-                assert!(message.get("error").is_none(), "{message}");
-                return message["result"].clone();
+                let outcome = match message.get("error") {
+                    Some(error) => Err(error.clone()),
+                    None => Ok(message["result"].clone()),
+                };
+                return (notified, outcome);
             }
+            notified.extend(message["method"].as_str().map(str::to_owned));
         }
     }
 

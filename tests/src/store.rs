@@ -296,13 +296,24 @@ impl TestStore {
     /// # Panics
     /// If no daemon runs by then, or if one of the two does not end.
     pub fn kill_daemon_during(&self, args: &[&str], after: Duration) -> bool {
+        let start = Instant::now();
+        self.kill_daemon_when(args, || start.elapsed() >= after)
+    }
+
+    /// The same as soon as `now` says so, which is asked until the command ends.
+    ///
+    /// # Panics
+    /// If the command does not end.
+    pub fn kill_daemon_when(&self, args: &[&str], mut now: impl FnMut() -> bool) -> bool {
         let mut command = self.command(args);
         let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        thread::sleep(after);
+        while !now() && child.try_wait().expect("the child is ours").is_none() {
+            thread::sleep(Duration::from_micros(100));
+        }
         self.kill_daemon();
         let code = wait(&mut child, COMMAND_LIMIT);
         code.unwrap_or_else(|| panic!("{command:?} does not end")) == 0

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use agentfs_tests::{TestStore, fixture, fuse_available, git, mounts, tree};
+use agentfs_tests::{Connection, TestStore, fixture, fuse_available, git, mounts, tree};
 use rustix::process::{Pid, Signal};
+use serde_json::json;
 
 /// A store with the repository `source` of three commits in it, and their ids.
 fn store_with_history() -> (TestStore, [String; 3]) {
@@ -277,4 +278,34 @@ fn some_commands_need_no_store() {
     let doctor = store.run(&["doctor"]);
     assert!(doctor.stdout.contains("/dev/fuse"), "{}", doctor.stdout);
     assert!(!store.home().exists());
+}
+
+/// The daemon takes a mount away that was there for a command alone, and waits until nobody is in it any more.
+#[test]
+fn a_mount_that_is_ending_is_no_damage_and_keeps_nobody_from_unmounting_all() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, _) = store_with_history();
+    let main = store.path_text("main");
+    store.ok(&["mount", "main", &main]);
+    let source = store.home().join("repos/source");
+    git(&source, &["branch", "other", "main"]);
+    let mut connection = Connection::new(&store);
+    let params = json!({ "what": "source@other", "at": "/", "pid": std::process::id() });
+    let begun = connection.call("exec.begin", &params);
+    let dir = std::path::PathBuf::from(begun["source"].as_str().unwrap());
+    assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "three");
+    let mut inside = Command::new("sleep").arg("1000").current_dir(&dir).spawn().unwrap();
+    drop(connection);
+    store.wait_until("the mount is gone from sight", || mounts::below(&dir).is_empty());
+    let checked = store.run(&["fsck"]);
+    let unmounted = store.run(&["umount", "--all", "--json"]);
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+    assert_eq!(checked.code, 0, "{}", checked.stdout);
+    assert_eq!(unmounted.code, 0, "{}", unmounted.stdout);
+    assert_eq!(unmounted.events().pop().unwrap()["dirs"], json!([main]));
+    store.wait_until("it has ended", || !dir.exists());
+    assert_eq!(store.run(&["fsck"]).code, 0);
 }

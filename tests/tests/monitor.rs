@@ -2,15 +2,18 @@
 //! looks at everything.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use agentfs_tests::campaign::{number_of, rounds};
 use agentfs_tests::fixture::{Builder, git_command};
 use agentfs_tests::fleet::assert_sound;
-use agentfs_tests::{TestStore, Twins, fuse_available, git, mounts};
+use agentfs_tests::{Connection, TestStore, Twins, fuse_available, git, mounts};
+use serde_json::json;
 
 /// From how many entries on a clone has git ask: `ENTRIES_MIN` of `cli/src/monitor.rs`.
 const ENTRIES_MIN: usize = 4_000;
@@ -201,6 +204,66 @@ fn what_was_told_is_believed_as_long_as_it_holds() {
     store.ok(&["branch", "create", "fork", "--from", "main", "--mount", &text(&fork)]);
     assert_eq!(asked(store, &fork, &token(store, dir)).1, EVERYTHING);
     assert_told(&fork, "a fork");
+}
+
+/// What a file looks like to whoever may do with what the kernel remembers.
+fn seen(file: &Path) -> Option<(u64, u64, i64, i64)> {
+    let stat = fs::symlink_metadata(file).ok()?;
+    Some((stat.ino(), stat.len(), stat.ctime(), stat.ctime_nsec()))
+}
+
+/// Asks for the token over and over while `act` runs, each time looking at `file` after it, as git does: whether what was
+/// seen with a token that is none of before was not what is there when `act` is done. That token must hold no more.
+fn sees_what_goes(store: &TestStore, dir: &Path, file: &Path, act: impl FnOnce()) -> bool {
+    let root = fs::metadata(dir).unwrap();
+    let params = json!({ "dev": root.dev(), "ino": root.ino(), "since": "" });
+    let ask = |connection: &mut Connection| {
+        let told = connection.call("changed_paths", &params);
+        told["token"].as_str().unwrap().to_owned()
+    };
+    let mut connection = Connection::new(store);
+    let first = ask(&mut connection);
+    let mut all = vec![(first.clone(), seen(file))];
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                all.push((ask(&mut connection), seen(file)));
+            }
+        });
+        act();
+        done.store(true, Ordering::SeqCst);
+        asking.join().unwrap();
+    });
+    let (last, now) = (ask(&mut connection), seen(file));
+    let gone: Vec<_> = all.iter().filter(|(_, seen)| *seen != now).collect();
+    assert!(!gone.is_empty(), "nothing differs");
+    assert!(gone.iter().all(|(token, _)| *token != last), "{last} is from before");
+    gone.iter().any(|(token, _)| *token != first)
+}
+
+/// Between the moment in which the files are others and that in which the kernel has forgotten what they were.
+#[test]
+fn what_was_seen_before_the_kernel_has_forgotten_counts_for_nothing() {
+    if !fuse_available() {
+        return;
+    }
+    let twins = small();
+    let (store, dir) = (&twins.store, &twins.mounted);
+    let file = dir.join("dir0/file0");
+    let kept = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
+    let (mut hit, most) = (0, rounds(30));
+    for _ in 0..most {
+        fs::write(&file, "of another length\n").unwrap();
+        hit += u32::from(sees_what_goes(store, dir, &file, || {
+            store.ok(&["snapshot", "restore", &kept]);
+        }));
+        assert_told(dir, "restored");
+        if hit >= 3 {
+            return;
+        }
+    }
+    panic!("of {most} restores {hit} were seen while they were made");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentfs_tests::fixture::Builder;
 use agentfs_tests::fleet::{assert_sound, change, fork, mounted, status};
@@ -57,9 +57,9 @@ fn garbage_that_is_collected_by_a_killed_daemon_takes_nothing_with_it() {
 }
 
 /// Files whose content nobody has but git, so that all of it can be repaired.
-fn from_git(store: &TestStore) -> PathBuf {
+fn from_git(store: &TestStore, files: u32) -> PathBuf {
     let source = Builder::new(&store.path("source"));
-    for number in 0..40_u32 {
+    for number in 0..files {
         let text: String =
             (0..400).map(|line| format!("{number} {line} {}\n", line * number)).collect();
         source.file(format!("dir{}/file{number}", number % 5), text);
@@ -82,7 +82,7 @@ fn a_killed_repair_can_be_repeated() {
         return;
     }
     let store = TestStore::new();
-    let main = from_git(&store);
+    let main = from_git(&store, 40);
     store.wait_until("all is stored", || store.ok(&["status"]).contains("content     stored"));
     let (expected, first) = (tree::read(&main), segment(store.home()));
     let (mut damaged, mut unfinished) = (0, 0);
@@ -109,6 +109,140 @@ fn a_killed_repair_can_be_repeated() {
     }
     eprintln!("{damaged} damaged, {unfinished} of them not repaired before the kill");
     assert!(damaged > 0, "what was damaged was never needed");
+}
+
+/// Flips a bit in the payload of every chunk of a segment, as docs/FORMAT.md has them.
+fn flip_chunks(segment: &Path) {
+    const CHUNK: u8 = 1;
+    let mut bytes = fs::read(segment).unwrap();
+    let mut at = 32;
+    while at < bytes.len() {
+        assert_eq!(&bytes[at..at + 4], b"rec1");
+        let stored = u32::from_le_bytes(bytes[at + 12..at + 16].try_into().unwrap()) as usize;
+        if bytes[at + 4] == CHUNK {
+            bytes[at + 56 + stored / 2] ^= 0x10;
+        }
+        at += 56 + stored;
+    }
+    fs::write(segment, bytes).unwrap();
+}
+
+fn segment_bytes(home: &Path) -> u64 {
+    let all = fs::read_dir(home.join("segments")).unwrap();
+    all.map(|one| one.unwrap().metadata().map_or(0, |stat| stat.len())).sum()
+}
+
+/// A repair stores one chunk after the other; the kill comes when a part of them is there.
+#[test]
+#[expect(clippy::print_stderr, reason = "a long run says what it met")]
+fn a_repair_that_is_killed_between_two_things_goes_on_with_the_next() {
+    const FILES: u32 = 150;
+    if !fuse_available() {
+        return;
+    }
+    let store = TestStore::new();
+    let main = from_git(&store, FILES);
+    store.wait_until("all is stored", || store.ok(&["status"]).contains("content     stored"));
+    let expected = tree::read(&main);
+    let damage = || {
+        store.ok(&["daemon", "stop"]);
+        let all = fs::read_dir(store.home().join("segments")).unwrap();
+        all.for_each(|one| flip_chunks(&one.unwrap().path()));
+        store.ok(&["daemon", "start"]);
+        segment_bytes(store.home())
+    };
+    let damaged = || {
+        let checked = store.run(&["fsck", "--json"]).events().pop().unwrap();
+        checked["damaged"].as_u64().unwrap()
+    };
+    let before = damage();
+    assert_eq!(damaged(), u64::from(FILES));
+    assert_eq!(store.run(&["fsck", "--repair"]).code, 9);
+    let written = segment_bytes(store.home()) - before;
+    let rounds = campaign::rounds(8);
+    let mut midway = 0;
+    for round in 0..rounds {
+        let from = damage();
+        let enough = from + written * (round + 1) / (rounds + 1);
+        store.kill_daemon_when(&["fsck", "--repair"], || segment_bytes(store.home()) >= enough);
+        store.ok(&["status"]);
+        let left = damaged();
+        assert!(left <= u64::from(FILES), "round {round}: {left}");
+        midway += u64::from((1..u64::from(FILES)).contains(&left));
+        let repaired = store.run(&["fsck", "--repair"]);
+        let code = if left == 0 { 0 } else { 9 };
+        assert_eq!(repaired.code, code, "round {round}: {}", repaired.stdout);
+        assert_sound(&store);
+        assert_eq!(tree::read(&main), expected, "round {round}");
+        assert_eq!(status(&main), "", "round {round}");
+    }
+    eprintln!("{midway} of {rounds} kills came after the first and before the last repaired chunk");
+    assert!(midway * 2 > rounds, "{midway} of {rounds} kills came midway");
+}
+
+/// Flips a bit of each object id that the database has of a file of git, wherever that is. Returns how many were there.
+fn flip_ids(database: &Path, ids: &[Vec<u8>]) -> usize {
+    let mut bytes = fs::read(database).unwrap();
+    let mut found = 0;
+    for id in ids {
+        let mut from = 0;
+        while let Some(at) = bytes[from..].windows(id.len()).position(|window| window == id) {
+            bytes[from + at + 7] ^= 0x10;
+            from += at + id.len();
+            found += 1;
+        }
+    }
+    fs::write(database, bytes).unwrap();
+    found
+}
+
+/// The copy of a database without what is damaged in it takes the place of the database at one moment.
+#[test]
+#[expect(clippy::print_stderr, reason = "a long run says what it met")]
+fn a_database_is_the_old_one_or_the_new_one_when_its_repair_is_killed() {
+    if !fuse_available() {
+        return;
+    }
+    let store = TestStore::new();
+    let main = from_git(&store, 100);
+    store.wait_until("all is stored", || store.ok(&["status"]).contains("content     stored"));
+    let expected = tree::read(&main);
+    let listed = git(&main, &["ls-tree", "-r", "--format=%(objectname)", "HEAD"]);
+    let number = |hex: &str| u8::from_str_radix(hex, 16).unwrap();
+    let ids: Vec<Vec<u8>> = listed
+        .lines()
+        .take(5)
+        .map(|id| (0..id.len() / 2).map(|at| number(&id[2 * at..2 * at + 2])).collect())
+        .collect();
+    let (database, new) = (store.home().join("store.redb"), store.home().join("store.redb.new"));
+    let rounds = campaign::rounds(8);
+    let mut midway = 0;
+    for round in 0..rounds {
+        store.ok(&["daemon", "stop"]);
+        assert!(flip_ids(&database, &ids) > 0, "round {round}");
+        store.ok(&["daemon", "start"]);
+        let checked = store.run(&["fsck", "--json"]).events().pop().unwrap();
+        let planned = checked["repairs"].as_array().unwrap().iter();
+        let renews = |step: &serde_json::Value| step.as_str().unwrap().contains("database anew");
+        assert_eq!(planned.filter(|step| renews(step)).count(), 1, "round {round}: {checked}");
+        let (pause, mut begun) = (Duration::from_millis(round % 8 * 4), None);
+        store.kill_daemon_when(&["fsck", "--repair"], || {
+            if begun.is_none() && new.exists() {
+                begun = Some(Instant::now());
+            }
+            begun.is_some_and(|begun| begun.elapsed() >= pause)
+        });
+        midway += u64::from(new.exists());
+        store.ok(&["status"]);
+        assert!(!new.exists(), "round {round}");
+        let repaired = store.run(&["fsck", "--repair"]);
+        assert!([0, 9].contains(&repaired.code), "round {round}: {}", repaired.stdout);
+        store.wait_until("what is missed is found again", || store.run(&["fsck"]).code == 0);
+        assert_eq!(tree::read(&main), expected, "round {round}");
+        assert_eq!(status(&main), "", "round {round}");
+    }
+    eprintln!("{midway} of {rounds} kills came while the database was copied");
+    assert!(midway > 0, "no kill came while the database was copied");
 }
 
 /// Runs a command and kills it; whether it had succeeded.

@@ -17,6 +17,7 @@ use crate::error::{Failure, Kind, Result};
 use crate::incoming::Incoming;
 use crate::layout::Layout;
 use crate::output::Output;
+use crate::profile;
 use crate::progress::{Display, Meter};
 use crate::protocol::{CloneCall, MountAt, Opened, WirePath, method};
 
@@ -110,6 +111,7 @@ fn fetch(layout: &Layout, source: &str, args: &Args, meter: &Meter) -> Result<In
     let incoming = Incoming::create(layout)?;
     let options = CloneOptions { branch: args.branch.clone(), rev: args.rev.clone() };
     fetch::clone_bare(source, &incoming.repository(), &options, meter, &Cancel::default())?;
+    profile::reached("fetched");
     Ok(incoming)
 }
 

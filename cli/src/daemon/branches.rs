@@ -223,9 +223,10 @@ pub fn create(daemon: &Arc<Daemon>, params: &BranchCreateCall, call: &Call) -> R
     if let Some(at) = &params.mount {
         destination::check(&at.dir.0, daemon.root())?;
     }
+    let mut steps = daemon.laps.begin(FORK);
     // What a branch stands on stays until it is on record.
     let names = daemon.lock_names();
-    let mut steps = daemon.laps.begin(FORK);
+    steps.done("turn");
     let seen = Seen::of(daemon, &params.from, params.committed)?;
     match seen {
         Seen::Point(start) => {

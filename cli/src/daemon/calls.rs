@@ -14,7 +14,7 @@ use tracing::warn;
 use crate::daemon::changed;
 use crate::daemon::git_states;
 use crate::daemon::note::{Making, Note};
-use crate::daemon::opening::{Cold, Opening};
+use crate::daemon::opening::{Cold, MOUNT, Opening};
 use crate::daemon::redirects;
 use crate::daemon::report;
 use crate::daemon::repositories::{OpenRepository, name_of, unique};
@@ -56,6 +56,7 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
     if let Some(at) = &params.mount {
         destination::check(&at.dir.0, daemon.root())?;
     }
+    let mut steps = daemon.laps.begin("clone");
     let fetched;
     let incoming = match &params.incoming {
         Some(name) => incoming::find(&daemon.layout, name)?,
@@ -65,6 +66,7 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
                 fetch::CloneOptions { branch: params.branch.clone(), rev: params.rev.clone() };
             let (meter, into) = (call.meter.as_ref(), fetched.repository());
             fetch::clone_bare(&params.source, &into, &options, meter, &call.cancel)?;
+            steps.done("fetch");
             into
         }
     };
@@ -75,9 +77,11 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
         Some(rev) => Target { branch: None, ..Target::of_revision(daemon, &repository, rev)? },
         None => Target::of_head(&*repository.git()?)?,
     };
+    steps.done("repository");
     // Until what is imported is on record.
     let _hold = daemon.store.hold();
     let (root, trees) = target::import(daemon, &repository, &target, call)?;
+    steps.done("trees");
     let branch = target::branch(daemon, &repository, &target, root)?;
     call.cancel.check()?;
     if entries(daemon, &branch)? >= monitor::ENTRIES_MIN {
@@ -91,12 +95,14 @@ pub fn clone(daemon: &Arc<Daemon>, params: &CloneCall, call: &Call) -> Result<An
         None => None,
     };
     call.cancel.check()?;
+    steps.skip();
     let worktree = opening.as_ref().and_then(|opening| opening.record()).cloned();
     let mut batch = daemon.store.batch()?;
     batch.put_repository(&repository.record);
     batch.put_branch(&branch);
     worktree.iter().for_each(|worktree| batch.put_worktree(worktree));
     batch.commit()?;
+    steps.done("record");
     adopted.kept = true;
     daemon.repositories.insert(&repository);
     let created = opening.as_ref().is_some_and(Opening::created);
@@ -249,6 +255,7 @@ pub fn mount_at(
     call: &Call,
     recorded: bool,
 ) -> Result<Answer> {
+    let mut steps = daemon.laps.begin(MOUNT);
     // Until what is imported is on record.
     let _hold = daemon.store.hold();
     let MountCall { what, at, exclusive } = params;
@@ -280,13 +287,16 @@ pub fn mount_at(
             (branch, reservation, trees, target.note)
         }
     };
+    steps.done("branch");
     let opening = Opening::new(daemon, reservation, &repository, &branch, at, None)?;
     call.cancel.check()?;
+    steps.skip();
     let worktree = opening.record().cloned();
     let mut batch = daemon.store.batch()?;
     batch.put_branch(&branch);
     worktree.iter().filter(|_| recorded).for_each(|worktree| batch.put_worktree(worktree));
     batch.commit()?;
+    steps.done("record");
     keep(daemon, opening, &branch, trees, note, recorded)
 }
 
@@ -349,8 +359,12 @@ pub fn umount(daemon: &Daemon, params: &UmountCall) -> Result<Unmounted> {
     let mut failures = Vec::new();
     let mut unmounted = Vec::new();
     for dir in dirs {
+        // In this order: one that has ended since is gone.
+        let ends = |dir| daemon.execs.is_ending(dir) || daemon.worktrees.get(dir).is_none();
         match close(daemon, &dir, params.lazy) {
             Ok(()) => unmounted.push(WirePath(dir)),
+            // Somebody else is unmounting it.
+            Err(_) if params.dir.is_none() && ends(&dir) => {}
             Err(failure) => failures.push(failure),
         }
     }

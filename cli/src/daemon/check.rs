@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use agentfs_engine::check::{CheckReport, Finding, check as check_store};
 use agentfs_engine::repair::plan;
@@ -126,6 +127,7 @@ fn check_worktrees(daemon: &Daemon) -> Result<Beside> {
     };
     let repository = |name: &str| repositories.iter().find(|one| one.name == name);
     for (dir, slot) in daemon.worktrees.list() {
+        let known = (done.findings.len(), done.steps.len());
         let (record, up) = match slot {
             Slot::Busy(..) => continue,
             Slot::Up(up) => (up.record.clone(), Some(up)),
@@ -135,7 +137,6 @@ fn check_worktrees(daemon: &Daemon) -> Result<Beside> {
                 (record, None)
             }
         };
-        done.worktrees += 1;
         if let Some(up) = &up
             && let Some(why) = not_mounted(up)?
         {
@@ -148,6 +149,13 @@ fn check_worktrees(daemon: &Daemon) -> Result<Beside> {
             let dir = Some(record.dir.as_path());
             let examined = examined(&record.git_dir, repository, branch, dir);
             done.examine(repository, Examined { worktree, ..examined });
+        }
+        if is_still(daemon, &record.dir, up.as_ref()) {
+            done.worktrees += 1;
+        } else {
+            // What was seen of it was its end.
+            done.findings.truncate(known.0);
+            done.steps.truncate(known.1);
         }
     }
     // Several may share one.
@@ -223,6 +231,17 @@ impl Beside {
         self.findings.extend(report.findings.iter().map(ToString::to_string));
         self.steps.extend(examined.mend(&report.findings));
     }
+}
+
+/// Whether the worktree at `dir` is what it was, and stays that as far as anybody knows.
+fn is_still(daemon: &Daemon, dir: &Path, was: Option<&Arc<Up>>) -> bool {
+    // In this order: one that has ended since is gone.
+    !daemon.execs.is_ending(dir)
+        && match (was, daemon.worktrees.get(dir)) {
+            (Some(was), Some(Slot::Up(up))) => Arc::ptr_eq(was, &up),
+            (None, Some(Slot::Down(..))) => true,
+            _ => false,
+        }
 }
 
 /// Why a worktree that should be mounted is not.

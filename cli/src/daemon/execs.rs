@@ -121,6 +121,11 @@ impl Execs {
         Ok(Unused { execs: self, dir: dir.to_owned() })
     }
 
+    /// Whether the worktree at `dir` is being unmounted. One that has been is off the record when this says no.
+    pub fn is_ending(&self, dir: &Path) -> bool {
+        self.lock().closing.contains(dir)
+    }
+
     /// Refuses that the daemon stops while commands run.
     ///
     /// # Errors

@@ -1,10 +1,42 @@
-//! How long calls took, and the steps of those that make branches.
+//! How long calls took, and their steps.
+//!
+//! Whoever does something step by step says so ([`Steps::done`]), wherever that is. A call runs on one thread, so what was
+//! done for it is what was said on that thread meanwhile ([`observed`]).
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agentfs_engine::latency::Latency;
+
+use crate::protocol::StepDone;
+
+/// Most steps that are told of a call.
+const STEPS_MAX: usize = 256;
+
+thread_local! {
+    /// What was done on this thread for the call that runs on it.
+    static DONE: RefCell<Option<Done>> = const { RefCell::new(None) };
+}
+
+struct Done {
+    since: Instant,
+    steps: Vec<StepDone>,
+}
+
+/// Does `work`, and says what steps were taken on this thread meanwhile.
+pub fn observed<T>(work: impl FnOnce() -> T) -> (T, Vec<StepDone>) {
+    DONE.set(Some(Done { since: Instant::now(), steps: Vec::new() }));
+    let result = work();
+    let done = DONE.take();
+    (result, done.map(|done| done.steps).unwrap_or_default())
+}
+
+/// A step, taken so long after the work was begun.
+pub fn step(step: &str, after: Duration) -> StepDone {
+    StepDone { step: step.to_owned(), micros: u64::try_from(after.as_micros()).unwrap_or(u64::MAX) }
+}
 
 /// How long everything took since the daemon started, by name.
 #[derive(Default)]
@@ -46,7 +78,50 @@ impl Steps<'_> {
     /// `step` has been done since the last one.
     pub fn done(&mut self, step: &str) {
         let now = Instant::now();
-        self.laps.record(&format!("{}: {step}", self.what), now - self.since);
+        let name = format!("{}: {step}", self.what);
+        self.laps.record(&name, now - self.since);
         self.since = now;
+        DONE.with_borrow_mut(|done| {
+            if let Some(done) = done.as_mut().filter(|done| done.steps.len() < STEPS_MAX) {
+                done.steps.push(self::step(&name, now - done.since));
+            }
+        });
+    }
+
+    /// What comes now is not a part of the next step.
+    pub fn skip(&mut self) {
+        self.since = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_for_a_call_is_what_is_done_on_its_thread_meanwhile() {
+        let laps = Laps::default();
+        laps.begin("outside").done("before");
+        let pause = Duration::from_millis(2);
+        let ((), steps) = observed(|| {
+            let mut outer = laps.begin("outer");
+            std::thread::sleep(pause);
+            outer.done("first");
+            let mut inner = laps.begin("inner");
+            std::thread::sleep(pause);
+            inner.done("second");
+            std::thread::scope(|scope| {
+                scope.spawn(|| laps.begin("other").done("thread"));
+            });
+            outer.done("third");
+        });
+        laps.begin("outside").done("after");
+        let names: Vec<_> = steps.iter().map(|one| one.step.as_str()).collect();
+        assert_eq!(names, ["outer: first", "inner: second", "outer: third"]);
+        let at = |number: usize| Duration::from_micros(steps[number].micros);
+        assert!(at(0) >= pause && at(1) >= at(0) + pause && at(2) >= at(1), "{steps:?}");
+        assert_eq!(laps.snapshot().len(), 6);
+        let ((), many) = observed(|| (0..1000).for_each(|_| laps.begin("many").done("steps")));
+        assert_eq!(many.len(), STEPS_MAX);
     }
 }

@@ -57,6 +57,9 @@ pub struct Opening<'a> {
     warm: bool,
 }
 
+/// What the steps of a mount are called.
+pub const MOUNT: &str = "mount";
+
 impl<'a> Opening<'a> {
     /// Mounts `branch` at the directory of `reservation`, where nothing may be.
     ///
@@ -70,6 +73,7 @@ impl<'a> Opening<'a> {
         at: &MountAt,
         begin: Option<Begin<'_>>,
     ) -> Result<Self> {
+        let mut steps = daemon.laps.begin(MOUNT);
         let dir = reservation.dir().to_owned();
         let own = dir.starts_with(daemon.layout.execs());
         let vacancy = match own {
@@ -106,6 +110,7 @@ impl<'a> Opening<'a> {
             }
         };
         opening.note = note;
+        steps.done("git directory");
         let record = WorktreeRecord {
             dir: dir.clone(),
             repository: branch.repository.clone(),
@@ -235,12 +240,14 @@ fn mount(
     fresh: bool,
     begin: Option<Begin<'_>>,
 ) -> Result<(Arc<Worktree>, Mounted, bool)> {
+    let mut steps = daemon.laps.begin(MOUNT);
     let git_file = Some(gitdir::git_file(&record.git_dir));
     let worktree = worktree(daemon, repository, branch, git_file, record.read_only, begin)?;
     if !fresh && begin.is_none() && !record.read_only {
         changed::resume(&record.git_dir, &worktree);
         believe_no_more_than_holds(branch, &repository.record, &record.git_dir, &worktree);
     }
+    steps.done("worktree");
     let base = Arc::clone(worktree.base());
     let options = MountOptions {
         read_only: record.read_only,
@@ -250,6 +257,7 @@ fn mount(
         ..MountOptions::default()
     };
     let mounted = agentfs_fuse::mount(Arc::clone(&worktree), &record.dir, &options)?;
+    steps.done("kernel");
     let at_once = fresh && base.entries() <= WARM_AT_ONCE_MAX;
     thread::scope(|scope| {
         if at_once {
@@ -263,6 +271,7 @@ fn mount(
             .filter(|_| monitor::is_configured(&repository.record.git_dir));
         write_index(&base, &stat, root_oid, token.as_deref(), &record.git_dir.join("index"))
     })?;
+    steps.done("index");
     Ok((worktree, mounted, at_once))
 }
 

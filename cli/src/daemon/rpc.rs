@@ -11,7 +11,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agentfs_engine::progress::Cancel;
 use serde_json::Value;
@@ -22,9 +22,10 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::daemon::laps;
 use crate::error::{Failure, Kind, Result};
 use crate::progress::{Meter, TICK};
-use crate::protocol::{self, method};
+use crate::protocol::{self, StepDone, method};
 use crate::wire::{self, Id, LINE_BYTES_MAX, Request, Response, RpcError};
 
 /// Most connections at once.
@@ -187,6 +188,14 @@ impl Shared {
         self.send(&response).await.ok();
     }
 
+    /// Tells the client what was done of a call.
+    async fn tell(&self, call: &Id, steps: Vec<StepDone>) {
+        let params = serde_json::to_value(protocol::Steps { call: call.clone(), steps });
+        let told = Request::new(None, method::STEPS, params.unwrap_or_default());
+        // As above.
+        self.send(&told).await.ok();
+    }
+
     fn calls(&self) -> std::sync::MutexGuard<'_, HashMap<Id, Arc<Running>>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -330,16 +339,22 @@ async fn run_call(
     (method, params): (String, Value),
     running: &Running,
 ) {
-    let to_confirm = params.get("confirm") == Some(&Value::Bool(true));
+    let is_asked = |what| params.get(what) == Some(&Value::Bool(true));
+    let (to_confirm, to_tell) = (is_asked("confirm"), is_asked("steps"));
     let call = Call { cancel: running.cancel.clone(), ..Call::default() };
     let mut meters = vec![Arc::clone(&call.meter)];
     let name = method.clone();
-    let work = tokio::task::spawn_blocking(move || service.call(&method, params, &call));
-    let outcome = with_progress(shared, id, &meters, work).await.unwrap_or_else(|panic| {
-        Err(Failure::new(Kind::Failed, format!("the daemon failed: {panic}"))
-            .hint("this is a defect of agentfs; daemon.log in the store tells more")
-            .into())
+    let begun = Instant::now();
+    let work = move || laps::observed(|| service.call(&method, params, &call));
+    let work = tokio::task::spawn_blocking(work);
+    let (outcome, steps) = with_progress(shared, id, &meters, work).await.unwrap_or_else(|panic| {
+        let failure = Failure::new(Kind::Failed, format!("the daemon failed: {panic}"))
+            .hint("this is a defect of agentfs; daemon.log in the store tells more");
+        (Err(failure.into()), Vec::new())
     });
+    if to_tell {
+        shared.tell(id, steps).await;
+    }
     let mut answer = match outcome {
         Ok(answer) => answer,
         Err(error) => {
@@ -356,6 +371,9 @@ async fn run_call(
             run_blocking(answer.undo).await;
             shared.send(&Response::new(Some(id.clone()), Err(failure.into()))).await.ok();
             return;
+        }
+        if to_tell {
+            shared.tell(id, vec![laps::step("taken in", begun.elapsed())]).await;
         }
     }
     let taken = *shared.state.borrow() != State::Gone

@@ -32,6 +32,8 @@ use crate::protocol::{
 
 /// Digits of a snapshot's name.
 const ID_DIGITS: usize = 16;
+/// What the steps of a snapshot are called.
+const SNAPSHOT: &str = "snapshot";
 /// Fewest digits with which it can be named.
 const ID_DIGITS_MIN: usize = 4;
 
@@ -120,6 +122,7 @@ pub fn take_of(
     reason: SnapshotReason,
     message: &str,
 ) -> Result<SnapshotRecord> {
+    let mut steps = daemon.laps.begin(SNAPSHOT);
     let number = daemon.store.new_snapshot_number();
     let id = id(number);
     redirects::record_skipped(&daemon.layout, branch.number, &id)?;
@@ -131,7 +134,10 @@ pub fn take_of(
             let head = ForkHead::of(git, &opened.git_dir, None)?;
             kept.state = Some(dir.clone());
             state::save(&opened.git_dir, &dir)?;
-            (Some(opened.seal()?), head.detached.or(head.commit))
+            steps.done("git state");
+            let point = opened.seal()?;
+            steps.done("seal");
+            (Some(point), head.detached.or(head.commit))
         }
         None => {
             let target = Target::of_revision(daemon, repository, &branch.name)?;
@@ -162,12 +168,14 @@ pub fn take_of(
         git.keep(&reference(&record), &head)?;
         kept.reference = Some((reference(&record), head));
     }
+    steps.done("git reference");
     let mut batch = daemon.store.batch()?;
     if let Some(point) = &point {
         batch.name_point(point)?;
     }
     batch.put_snapshot(&record);
     batch.commit()?;
+    steps.done("record");
     (kept.reference, kept.state) = (None, None);
     Ok(record)
 }
@@ -177,7 +185,9 @@ pub fn take_of(
 /// # Errors
 /// [`Kind::NotFound`] if there is no such branch; as [`take`].
 pub fn create(daemon: &Daemon, params: &SnapshotCreateCall) -> Result<SnapshotInfo> {
+    let mut steps = daemon.laps.begin(SNAPSHOT);
     let _names = daemon.lock_names();
+    steps.done("turn");
     let hint = "`agentfs branch list` lists them";
     let (repository, branch) = target::recorded(daemon, &params.branch, hint)?;
     let reason = if params.before { SnapshotReason::Before } else { SnapshotReason::Asked };
@@ -202,7 +212,9 @@ pub fn point(daemon: &Daemon, base: &Base, snapshot: &SnapshotRecord) -> Result<
 /// [`Kind::NotFound`] if there is no such branch or snapshot, [`Kind::Refused`] for a snapshot of what has
 /// another base; what the store, the outbox and git meet.
 pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<SnapshotRestored> {
+    let mut steps = daemon.laps.begin("restore");
     let _names = daemon.lock_names();
+    steps.done("turn");
     // Under the lock, so that nobody forgets it meanwhile.
     let snapshot = known(daemon, &params.snapshot)?;
     let branches = daemon.store.branches()?;
@@ -242,20 +254,26 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
     let message = format!("before the restoring of {}", id(snapshot.number));
     let before =
         take_of(daemon, &repository, &branch, Some(&opened), SnapshotReason::Before, &message)?;
+    steps.skip();
     let point = point(daemon, opened.worktree.base(), &snapshot)?;
+    steps.done("point");
     let making = Making::Restore { branch: branch.number.0, snapshot: snapshot.number };
     let note = Note::write(&daemon.layout, &making)?;
     let difference = opened.worktree.restore(&point)?;
+    steps.done("files");
     if let Some(up) = &opened.up {
         forget_in_kernel(up, &difference);
+        steps.done("kernel");
     }
     restore_git(daemon, &repository, &branch, &snapshot, state, &opened.git_dir)?;
+    steps.done("git state");
     // Until then only the outbox says on what it stands, which is kept no longer than its snapshot.
     if let Err(error) = opened.worktree.drain() {
         // The next daemon sees to it.
         std::mem::forget(note);
         return Err(error.into());
     }
+    steps.done("drain");
     // What it is mounted on may have gone with what was restored.
     let (redirected, notes) = redirects::after_change(daemon, branch.number, opened.up.as_deref());
     Ok(SnapshotRestored {

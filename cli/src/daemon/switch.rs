@@ -219,6 +219,7 @@ impl Move<'_> {
     /// One attempt; the path that was changed meanwhile if it has failed for that.
     fn attempt(&self) -> Result<Result<Moved, Vec<u8>>> {
         let WorktreeRecord { dir, git_dir, .. } = &self.up.record;
+        let mut steps = self.daemon.laps.begin("switch");
         let layer = self.daemon.store.new_layer_number();
         // Before the lock of git can be seen.
         let note = Note::write(&self.daemon.layout, &self.making(layer, None))?;
@@ -236,10 +237,13 @@ impl Move<'_> {
         let worktree = &self.up.worktree;
         let plan = locked.plan(&self.git, worktree, dir, &tree, &self.goal, self.discard)?;
         let mut plan = plan.map_err(|refusal| refused(dir, &self.goal, &refusal))?;
+        steps.done("plan");
         self.call.cancel.check()?;
         let (hold, edits) = self.take_in(&plan)?;
+        steps.done("content");
         locked.prepare(&plan)?;
         note.amend_durably(&self.making(layer, Some(&from)))?;
+        steps.done("note");
         // From here on it is brought to an end.
         let names = self.daemon.lock_names();
         let held = self.daemon.worktrees.hold(dir)?;
@@ -251,7 +255,9 @@ impl Move<'_> {
         }
         self.refuse_moved()?;
         self.refuse_redirected(&plan)?;
+        steps.done("turn");
         let before = self.keep()?;
+        steps.skip();
         let (made, difference, unnamed) = match worktree.edit(&edits, self.discard, layer)? {
             Edited::Done { made, difference, unnamed } => (made, difference, unnamed),
             Edited::Changed(path) => {
@@ -263,12 +269,15 @@ impl Move<'_> {
                 return Err(not_empty(dir, &path));
             }
         };
+        steps.done("files");
         forget_in_kernel(&self.up, &difference);
         unnamed.into_iter().for_each(|ino| self.up.mounted.unnamed(ino));
+        steps.done("kernel");
         let before = snapshots::id(before.number);
         let done = self.follow(&mut locked, &mut plan, &made, &from);
         // Draining takes as long as what others write here is much: nobody else waits for that.
         drop((held, names));
+        steps.done("git");
         if let Err(failure) = done {
             // Until it is back, the next daemon would have to complete it.
             locked.leave();
@@ -282,6 +291,7 @@ impl Move<'_> {
             std::mem::forget(note);
             return Err(error.into());
         }
+        steps.done("drain");
         drop(hold);
         // Directories in which something appears may have been made anew.
         let (_, notes) = redirects::after_change(self.daemon, self.branch.number, Some(&self.up));

@@ -4,6 +4,7 @@
 mod branches;
 mod changed;
 mod redirects;
+mod steps;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ pub use changed::{ChangedPaths, ChangedPathsCall};
 pub use redirects::{
     RedirectAddCall, RedirectInfo, RedirectListCall, RedirectRemoveCall, RedirectStatus, Redirects,
 };
+pub use steps::{StepDone, Steps};
 pub use upkeep::{Amount, Amounts, Collected, DiskUsage, GcCall, UsageEntry};
 
 /// The version of the protocol. A client and a daemon that differ in it do not talk.
@@ -103,6 +105,8 @@ pub mod method {
     pub const CONFIRM: &str = "confirm";
     /// [`super::Progress`], a notification to the client.
     pub const PROGRESS: &str = "progress";
+    /// [`super::Steps`], a notification to the client.
+    pub const STEPS: &str = "steps";
 }
 
 /// A path on the wire: a string where it is UTF-8, else `{"hex": "..."}`.

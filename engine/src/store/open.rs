@@ -49,7 +49,7 @@ pub(super) fn open(storage: Arc<dyn Storage>, dir: &Path) -> Result<Core> {
     match (finished, exists) {
         (true, false) => return Err(damaged(&database, "it is missing")),
         (false, false) => create_database(&*storage, dir, &counters)?,
-        (_, true) => {}
+        (_, true) => remove_unfinished(&*storage, &dir.join(DATABASE_NEW_FILE))?,
     }
     let segments = Arc::new(Segments::new(Arc::clone(&storage), segments_dir));
     let (database, snapshot, appender) = open_database(&segments, dir, &counters, true)?;
@@ -128,6 +128,15 @@ fn create_database(storage: &dyn Storage, dir: &Path, counters: &Arc<Counters>) 
     }
     Database::create(&new, Arc::clone(&file), Arc::clone(counters), &changes)?;
     put_in_place(storage, &*file, &new, &dir.join(DATABASE_FILE))
+}
+
+/// Removes the database that a process was writing anew when it ended: it may be as large as the one that there is.
+fn remove_unfinished(storage: &dyn Storage, path: &Path) -> Result<()> {
+    if !storage.exists(path).map_err(|error| Error::io("look for", path, error))? {
+        return Ok(());
+    }
+    // A crash of the machine may bring it back, to be removed again.
+    storage.remove(path).map_err(|error| Error::io("remove", path, error))
 }
 
 /// An empty file, whatever an earlier attempt left under its name.

@@ -1,12 +1,14 @@
 //! What the crate promises, tested with and without a kernel.
 
 mod attributes;
+mod costs;
 mod fixture;
 mod forgetting;
 mod levers;
 mod lifetime;
 mod listing;
 mod locking;
+mod mapping;
 mod namespace;
 mod notifying;
 mod operations;

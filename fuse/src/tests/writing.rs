@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
@@ -12,6 +11,7 @@ use rustix::fs::{FallocateFlags, copy_file_range, fallocate, ftruncate, seek};
 use rustix::io::Errno;
 
 use super::fixture::{self, Mount, noise};
+use super::mapping::Mapping;
 use super::process::{as_user, start};
 use super::twin::{Side, Twin, errno, items};
 use crate::cache::Levers;
@@ -294,51 +294,6 @@ fn what_one_open_file_writes_every_other_reads() {
         errno(reader.read_to_end(&mut rest))
     })
     .unwrap();
-}
-
-/// A shared mapping of the first bytes of a file.
-struct Mapping {
-    at: *mut u8,
-    len: usize,
-}
-
-#[expect(unsafe_code, reason = "mappings are what is tested")]
-impl Mapping {
-    fn new(file: &File, len: usize) -> Self {
-        let both = libc::PROT_READ | libc::PROT_WRITE;
-        let (nowhere, file) = (std::ptr::null_mut(), file.as_raw_fd());
-        // SAFETY: a new mapping, at an address that the kernel chooses.
-        let at = unsafe { libc::mmap(nowhere, len, both, libc::MAP_SHARED, file, 0) };
-        assert_ne!(at, libc::MAP_FAILED);
-        Self { at: at.cast(), len }
-    }
-
-    fn put(&self, at: usize, bytes: &[u8]) {
-        assert!(at + bytes.len() <= self.len);
-        // SAFETY: within the mapping, of which nobody holds a reference.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.add(at), bytes.len()) };
-    }
-
-    fn get(&self, at: usize, len: usize) -> Vec<u8> {
-        assert!(at + len <= self.len);
-        let mut bytes = vec![0; len];
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(self.at.add(at), bytes.as_mut_ptr(), len) };
-        bytes
-    }
-
-    fn sync(&self) {
-        // SAFETY: the whole mapping.
-        assert_eq!(unsafe { libc::msync(self.at.cast(), self.len, libc::MS_SYNC) }, 0);
-    }
-}
-
-#[expect(unsafe_code, reason = "mappings are what is tested")]
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: nobody uses it any more.
-        assert_eq!(unsafe { libc::munmap(self.at.cast(), self.len) }, 0);
-    }
 }
 
 #[test]
