@@ -4,7 +4,9 @@
 //! read or written. Reading what was never changed takes none: a bitmap says so.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use arc_swap::ArcSwapOption;
 
 use crate::base::Base;
 use crate::id::{ChunkId, Ino};
@@ -22,9 +24,11 @@ pub(super) struct Changes {
 const BLOCK_INODES: u64 = 4096;
 
 /// Which inodes of the base have to be looked up in the overlay: one bit for each, in blocks that are there where one is
-/// set. Changes lie close to each other, so that a copy, which each fork takes two of, costs little of what a tree has.
+/// set. A block belongs to all copies until one of them changes it, so that a copy, of which each fork takes two, costs
+/// little of what a tree has and what has changed in it. Bits are set and cleared under the overlay's lock for writing,
+/// and copies made under it.
 #[derive(Debug)]
-struct Touched(Box<[OnceLock<Box<Block>>]>);
+struct Touched(Box<[ArcSwapOption<Block>]>);
 
 type Block = [AtomicU64; (BLOCK_INODES / 64) as usize];
 
@@ -87,21 +91,19 @@ impl InUse for Changes {
 
 impl Touched {
     fn new(base: &Base) -> Self {
-        let last = Ino::FIRST.0 + u64::from(base.entries());
-        Self((0..=last / BLOCK_INODES).map(|_| OnceLock::new()).collect())
+        Self::with_last(Ino::FIRST.0 + u64::from(base.entries()))
+    }
+
+    fn with_last(last: u64) -> Self {
+        Self((0..=last / BLOCK_INODES).map(|_| ArcSwapOption::empty()).collect())
     }
 
     fn copy(&self) -> Self {
-        let word = |word: &AtomicU64| AtomicU64::new(word.load(Ordering::Acquire));
-        let copy = |block: &OnceLock<Box<Block>>| match block.get() {
-            Some(block) => OnceLock::from(Box::new(std::array::from_fn(|at| word(&block[at])))),
-            None => OnceLock::new(),
-        };
-        Self(self.0.iter().map(copy).collect())
+        Self(self.0.iter().map(|block| ArcSwapOption::new(block.load_full())).collect())
     }
 
     /// The block of `ino`; none for the numbers beyond the base, which are the overlay's.
-    fn block(&self, ino: Ino) -> Option<&OnceLock<Box<Block>>> {
+    fn block(&self, ino: Ino) -> Option<&ArcSwapOption<Block>> {
         self.0.get(usize::try_from(ino.0 / BLOCK_INODES).ok()?)
     }
 
@@ -109,22 +111,42 @@ impl Touched {
         // Acquire: who sees the bit sees, through the overlay's lock, at least the change that set
         // it.
         self.block(ino).is_none_or(|block| {
-            let bit = |block: &Block| word(block, ino).load(Ordering::Acquire) & bit(ino) != 0;
-            block.get().is_some_and(|block| bit(block))
+            let block = block.load();
+            block
+                .as_ref()
+                .is_some_and(|block| word(block, ino).load(Ordering::Acquire) & bit(ino) != 0)
         })
     }
 
     /// Who still sees the bit finds nothing in the overlay, and asks the base.
     fn clear(&self, ino: Ino) {
-        if let Some(block) = self.block(ino).and_then(OnceLock::get) {
-            word(block, ino).fetch_and(!bit(ino), Ordering::Release);
+        if self.block(ino).is_some() && self.get(ino) {
+            self.own(ino, |word| word.fetch_and(!bit(ino), Ordering::Release));
         }
     }
 
     fn set(&self, ino: Ino) {
-        if let Some(block) = self.block(ino) {
-            let block = block.get_or_init(|| Box::new([const { AtomicU64::new(0) }; _]));
-            word(block, ino).fetch_or(bit(ino), Ordering::Release);
+        if !self.get(ino) {
+            self.own(ino, |word| word.fetch_or(bit(ino), Ordering::Release));
+        }
+    }
+
+    /// Changes the word of `ino` in a block that no copy has. Readers see all of the change or nothing of it.
+    fn own(&self, ino: Ino, change: impl FnOnce(&AtomicU64) -> u64) {
+        let Some(block) = self.block(ino) else { return };
+        let now = block.load();
+        match &*now {
+            Some(own) if Arc::strong_count(own) == 1 => {
+                change(word(own, ino));
+            }
+            shared => {
+                let before = |at: usize| {
+                    shared.as_ref().map_or(0, |block| block[at].load(Ordering::Acquire))
+                };
+                let own: Block = std::array::from_fn(|at| AtomicU64::new(before(at)));
+                change(word(&own, ino));
+                block.store(Some(Arc::new(own)));
+            }
         }
     }
 }
@@ -135,4 +157,46 @@ fn word(block: &Block, ino: Ino) -> &AtomicU64 {
 
 fn bit(ino: Ino) -> u64 {
     1 << (ino.0 % 64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn copies_do_not_see_each_other(
+            steps in prop::collection::vec((0..4_usize, 0..3 * BLOCK_INODES, 0..3_u8), 0..200),
+        ) {
+            let last = 3 * BLOCK_INODES - 1;
+            let mut all = vec![(Touched::with_last(last), BTreeSet::new())];
+            for (which, number, step) in steps {
+                let (which, ino) = (which % all.len(), Ino(number));
+                let (touched, model) = &mut all[which];
+                match step {
+                    0 => {
+                        touched.set(ino);
+                        model.insert(number);
+                    }
+                    1 => {
+                        touched.clear(ino);
+                        model.remove(&number);
+                    }
+                    _ => {
+                        let copy = (touched.copy(), model.clone());
+                        all.push(copy);
+                    }
+                }
+            }
+            for (touched, model) in &all {
+                let found: BTreeSet<_> = (0..=last).filter(|number| touched.get(Ino(*number))).collect();
+                prop_assert_eq!(&found, model);
+                prop_assert!(touched.get(Ino(last + 1)), "what is beyond is the overlay's");
+            }
+        }
+    }
 }
