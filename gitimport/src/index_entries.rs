@@ -9,7 +9,7 @@ use agentfs_engine::{GitOid, HashKind};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IndexEntry {
     pub(crate) mtime: (u32, u32),
-    pub(crate) ctime: u32,
+    pub(crate) ctime: (u32, u32),
     pub(crate) ino: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -47,10 +47,10 @@ pub(crate) fn each(
     hash: HashKind,
     visit: impl FnMut(IndexEntry),
 ) -> Result<(), String> {
-    walk(bytes, hash, visit, |_| {})
+    walk(bytes, hash, visit, |_, _| {})
 }
 
-/// As [`each`]; also calls `extension` with the signature of each extension.
+/// As [`each`]; also calls `extension` with the signature and the content of each extension.
 ///
 /// # Errors
 /// As [`each`].
@@ -58,7 +58,7 @@ pub(crate) fn walk(
     bytes: &[u8],
     hash: HashKind,
     mut visit: impl FnMut(IndexEntry),
-    mut extension: impl FnMut(&[u8]),
+    mut extension: impl FnMut(&[u8], &[u8]),
 ) -> Result<(), String> {
     let mut entries = Entries::new(bytes, hash)?;
     for entry in &mut entries {
@@ -69,8 +69,8 @@ pub(crate) fn walk(
         let signature = at.take(4).filter(|text| text.iter().all(u8::is_ascii_alphabetic));
         let len = signature.and_then(|_| at.u32());
         let content = len.and_then(|len| at.take(len as usize));
-        let known = content.and(signature).ok_or("what follows its entries is no extension")?;
-        extension(known);
+        let known = signature.zip(content).ok_or("what follows its entries is no extension")?;
+        extension(known.0, known.1);
     }
     Ok(())
 }
@@ -170,7 +170,7 @@ fn entry(
 ) -> Option<IndexEntry> {
     let before = at.0.len();
     let mut stat = Bytes(at.take(STAT_BYTES)?);
-    let [ctime, _, mtime, mtime_nanoseconds, _, ino, mode, uid, gid, size] =
+    let [ctime, ctime_nanoseconds, mtime, mtime_nanoseconds, _, ino, mode, uid, gid, size] =
         std::array::from_fn(|_| stat.u32());
     // A file, a link, a commit of another repository, a directory of a sparse index.
     if !matches!(mode? >> 12, 0o10 | 0o12 | 0o16 | 0o4) {
@@ -196,7 +196,7 @@ fn entry(
     }
     Some(IndexEntry {
         mtime: (mtime?, mtime_nanoseconds?),
-        ctime: ctime?,
+        ctime: (ctime?, ctime_nanoseconds?),
         ino: ino?,
         uid: uid?,
         gid: gid?,

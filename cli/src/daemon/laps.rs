@@ -1,4 +1,4 @@
-//! How long calls took, and the steps of those that make branches.
+//! How long calls took, and the steps of those that make branches or move worktrees.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

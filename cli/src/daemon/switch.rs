@@ -19,10 +19,11 @@ use agentfs_engine::worktree::{Attributes, Become, Edit, Edited, Worktree};
 use agentfs_engine::{Ino, LayerNumber, TreeId};
 use agentfs_gitimport::pipeline;
 use agentfs_gitimport::repository::Repository;
-use agentfs_gitimport::switch::{self, At, Goal, Locked, Plan, Refusal, Step};
+use agentfs_gitimport::switch::{self, At, Goal, Locked, Plan, Refusal, Settings, Step, Way};
 use tracing::{info, warn};
 
 use crate::daemon::branches::Opened;
+use crate::daemon::laps::Steps;
 use crate::daemon::note::{self, Making, Note, Switching};
 use crate::daemon::repositories::OpenRepository;
 use crate::daemon::rpc::Call;
@@ -34,6 +35,8 @@ use crate::daemon::{opening, redirects};
 use crate::error::{Failure, Kind, Result};
 use crate::protocol::{SnapshotRestoreCall, SwitchCall, SwitchMeans, Switched};
 
+/// What its steps are counted as.
+const STEPS: &str = "switch";
 /// How many paths a refusal names.
 const NAMED_MAX: usize = 10;
 /// How often a move is worked out anew because files have changed meanwhile.
@@ -47,6 +50,7 @@ struct Move<'a> {
     daemon: &'a Daemon,
     repository: Arc<OpenRepository>,
     git: Arc<Repository>,
+    settings: Settings,
     up: Arc<Up>,
     branch: Branch,
     goal: Goal,
@@ -69,6 +73,7 @@ struct Moved {
 /// [`Kind::NotFound`] if there is no such worktree or revision, [`Kind::Refused`] where git would refuse,
 /// [`Kind::Busy`] if git is at work in it; what the store, the outbox and git meet. Everything is as before then.
 pub fn switch(daemon: &Daemon, params: &SwitchCall, call: &Call) -> Result<Switched> {
+    let mut steps = daemon.laps.begin(STEPS);
     let dir = &params.dir.0;
     let up = mounted(daemon, dir)?;
     let WorktreeRecord { repository, branch, git_dir, .. } = &up.record;
@@ -80,7 +85,8 @@ pub fn switch(daemon: &Daemon, params: &SwitchCall, call: &Call) -> Result<Switc
     refuse_branch(daemon, dir, &branch, params)?;
     let git = repository.git_as_it_is()?;
     refuse_in_progress(dir, git_dir)?;
-    if switch::is_sparse(&git, git_dir)? {
+    let settings = Settings::of(git_dir)?;
+    if settings.is_sparse(&git)? {
         let message = format!("{} shows only a part of its files (sparse checkout)", dir.display());
         return Err(Failure::new(Kind::Refused, message)
             .hint("use `git switch` in it, or `git sparse-checkout disable` first"));
@@ -91,13 +97,15 @@ pub fn switch(daemon: &Daemon, params: &SwitchCall, call: &Call) -> Result<Switc
         daemon,
         repository: Arc::clone(&repository),
         git,
+        settings,
         up: Arc::clone(&up),
         branch,
         goal,
         discard: params.discard,
         call,
     };
-    let moved = moving.run()?;
+    steps.done("understand");
+    let moved = moving.run(&mut steps)?;
     let Goal { commit, branch: on, is_remote, .. } = &moving.goal;
     let note = is_remote.then(|| {
         format!("{} is a branch of the remote only: HEAD is detached at its commit", params.what)
@@ -201,10 +209,10 @@ fn refuse_checked_out(git: &Repository, git_dir: &Path, goal: &Goal) -> Result<(
 }
 
 impl Move<'_> {
-    fn run(&self) -> Result<Moved> {
+    fn run(&self, done: &mut Steps<'_>) -> Result<Moved> {
         let mut attempt = 1;
         loop {
-            match self.attempt()? {
+            match self.attempt(done)? {
                 Ok(moved) => return Ok(moved),
                 Err(path) if attempt == ATTEMPTS => {
                     let (path, dir) = (shown(&path), self.up.record.dir.display());
@@ -218,7 +226,7 @@ impl Move<'_> {
     }
 
     /// One attempt; the path that was changed meanwhile if it has failed for that.
-    fn attempt(&self) -> Result<Result<Moved, Vec<u8>>> {
+    fn attempt(&self, done: &mut Steps<'_>) -> Result<Result<Moved, Vec<u8>>> {
         let WorktreeRecord { dir, git_dir, .. } = &self.up.record;
         let layer = self.daemon.store.new_layer_number();
         // Before the lock of git can be seen.
@@ -235,12 +243,23 @@ impl Move<'_> {
         let from = At::of(&self.git, git_dir)?;
         let tree = from.commit.map_or_else(|| self.git.odb().empty_tree(), |commit| commit.tree);
         let worktree = &self.up.worktree;
-        let plan = locked.plan(&self.git, worktree, dir, &tree, &self.goal, self.discard)?;
+        let plan = locked.plan(
+            &self.git,
+            &self.settings,
+            worktree,
+            dir,
+            &tree,
+            &self.goal,
+            self.discard,
+        )?;
         let mut plan = plan.map_err(|refusal| refused(dir, &self.goal, &refusal))?;
         self.call.cancel.check()?;
+        done.done("plan");
         let (hold, edits) = self.take_in(&plan)?;
+        done.done("take in");
         locked.prepare(&plan)?;
         note.amend_durably(&self.making(layer, Some(&from)))?;
+        done.done("prepare");
         // From here on it is brought to an end.
         let names = self.daemon.lock_names();
         let held = self.daemon.worktrees.hold(dir)?;
@@ -253,6 +272,7 @@ impl Move<'_> {
         self.refuse_moved()?;
         self.refuse_redirected(&plan)?;
         let before = self.keep()?;
+        done.done("keep");
         let (made, difference, unnamed) = match worktree.edit(&edits, self.discard, layer)? {
             Edited::Done { made, difference, unnamed } => (made, difference, unnamed),
             Edited::Changed(path) => {
@@ -264,13 +284,16 @@ impl Move<'_> {
                 return Err(not_empty(dir, &path));
             }
         };
+        done.done("change");
         forget_in_kernel(&self.up, &difference);
         unnamed.into_iter().for_each(|ino| self.up.mounted.unnamed(ino));
+        done.done("tell the kernel");
         let before = snapshots::id(before.number);
-        let done = self.follow(&mut locked, &mut plan, &made, &from);
+        let followed = self.follow(&mut locked, &mut plan, &made, &from, layer.0);
         // Draining takes as long as what others write here is much: nobody else waits for that.
         drop((held, names));
-        if let Err(failure) = done {
+        done.done("have git follow");
+        if let Err(failure) = followed {
             // Until it is back, the next daemon would have to complete it.
             locked.leave();
             let failure = self.go_back(&before, failure);
@@ -283,6 +306,7 @@ impl Move<'_> {
             std::mem::forget(note);
             return Err(error.into());
         }
+        done.done("drain");
         drop(hold);
         // Directories in which something appears may have been made anew.
         let (_, notes) = redirects::after_change(self.daemon, self.branch.number, Some(&self.up));
@@ -383,14 +407,23 @@ impl Move<'_> {
         plan: &mut Plan,
         made: &[Option<Attributes>],
         from: &At,
+        number: u64,
     ) -> Result<()> {
         // git may sync HEAD: it is not to survive a power failure that takes the files back.
         self.up.worktree.sync()?;
         let git_dir = &self.up.record.git_dir;
-        let message = self.goal.message(from);
-        move_head(git_dir, &from.text, &self.goal.head(), &message)?;
+        let way = Way {
+            from: &from.text,
+            from_id: from.commit.map(|commit| commit.id),
+            to: &self.goal.head(),
+            to_id: self.goal.commit.id,
+            message: &self.goal.message(from),
+            number,
+            is_begun: false,
+        };
+        move_head(&way, &self.settings, git_dir)?;
         // An index has room for the low half of the device number.
-        Ok(locked.finish(plan, made, self.up.mounted.dev() as u32)?)
+        Ok(locked.finish(plan, made, self.up.mounted.dev() as u32, &self.up.worktree)?)
     }
 
     /// Makes the branch what it was before.
@@ -408,10 +441,10 @@ impl Move<'_> {
 }
 
 /// Moves `HEAD`, also if a git process has its lock for a moment.
-fn move_head(git_dir: &Path, from: &str, head: &str, message: &str) -> Result<()> {
+fn move_head(way: &Way<'_>, settings: &Settings, git_dir: &Path) -> Result<()> {
     let mut attempt = 1;
     loop {
-        match switch::move_head(git_dir, from, head, message) {
+        match way.go(settings, git_dir) {
             Ok(()) => return Ok(()),
             Err(error) if attempt == HEAD_ATTEMPTS => return Err(error.into()),
             Err(_) => attempt += 1,
@@ -540,7 +573,20 @@ fn complete_one(daemon: &Daemon, left: &Switching) -> Result<()> {
     let worktree = opening::worktree(daemon, &repository, &branch, None, false, None)?;
     let is_moved = worktree.head_layer() == Some(LayerNumber(left.layer));
     if is_moved && switch::is_locked(git_dir, left.layer) {
-        move_head(git_dir, &left.from, &left.head, &left.message)?;
+        let git = repository.git()?;
+        // Whether it says what it said before or is to say: its commit is in the log.
+        let from = At::of(&git, git_dir)?.commit.map(|commit| commit.id);
+        let to = git.resolve(left.head.strip_prefix("ref: ").unwrap_or(&left.head))?;
+        let way = Way {
+            from: &left.from,
+            from_id: from,
+            to: &left.head,
+            to_id: to.id,
+            message: &left.message,
+            number: left.layer,
+            is_begun: true,
+        };
+        move_head(&way, &Settings::of(git_dir)?, git_dir)?;
         switch::complete(git_dir, left.layer)?;
         info!("completed the switch of {} to {}", branch.name, left.head);
     }

@@ -4,25 +4,29 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use agentfs_engine::worktree::{Attributes, NodeKind, Worktree};
 use agentfs_engine::{GitOid, HashKind};
 
-use super::{Goal, Locked, MAKING};
+use super::index::{Index, damaged, sum};
+use super::trees::{Differences, differences};
+use super::{Goal, Locked, MAKING, Settings, merge};
 use crate::error::{Error, Result};
-use crate::examine::{leaves_checksums_out, read, verified};
+use crate::examine::leaves_checksums_out;
 use crate::index::recorded_size;
-use crate::index_entries::{Entries, IndexEntry, walk};
-use crate::limits::INDEX_BYTES_MAX;
-use crate::object::{Kind, object_id, to_gix_kind};
+use crate::index_entries::{IndexEntry, STAT_BYTES};
+use crate::object::{Kind, object_id};
 use crate::racy;
 use crate::repository::Repository;
 use crate::transport;
 
-const FILE: u32 = 0o100_644;
-const EXECUTABLE: u32 = 0o100_755;
-const LINK: u32 = 0o120_000;
-const GITLINK: u32 = 0o160_000;
+pub(super) const FILE: u32 = 0o100_644;
+pub(super) const EXECUTABLE: u32 = 0o100_755;
+pub(super) const LINK: u32 = 0o120_000;
+pub(super) const GITLINK: u32 = 0o160_000;
+/// Where the size is in the stat data of an entry.
+const SIZE_AT: usize = 36;
 
 /// One path that a move changes.
 #[derive(Clone, Debug)]
@@ -50,6 +54,16 @@ pub struct Plan {
     index: Vec<u8>,
     /// Whether it ends in a checksum.
     summed: bool,
+    /// What stays and is as young as the index, so that git does not believe that of it.
+    doubtful: Vec<Kept>,
+}
+
+/// An entry that stays.
+#[derive(Debug)]
+struct Kept {
+    entry: IndexEntry,
+    /// Where its stat data are in the next index.
+    at: usize,
 }
 
 /// What keeps a move from being made. Paths are in order.
@@ -82,20 +96,13 @@ pub(super) struct Moved<'a> {
     git_dir: &'a Path,
     dir: &'a Path,
     worktree: &'a Worktree,
+    settings: &'a Settings,
     /// Whether the permission to execute counts.
     file_mode: bool,
 }
 
 /// Mode and object of a path.
-type Side = Option<(u32, GitOid)>;
-
-/// An index in memory.
-struct Index {
-    bytes: Vec<u8>,
-    /// Where its checksum begins.
-    end: usize,
-    hash: HashKind,
-}
+pub(super) type Side = Option<(u32, GitOid)>;
 
 impl Locked {
     /// What moving the worktree at `dir` from tree `from` to `goal` changes. With `discard`, what differs
@@ -106,16 +113,16 @@ impl Locked {
     pub fn plan(
         &self,
         repository: &Repository,
+        settings: &Settings,
         worktree: &Worktree,
         dir: &Path,
         from: &GitOid,
         goal: &Goal,
         discard: bool,
     ) -> Result<Result<Plan, Refusal>> {
-        let git = repository.gix();
-        let file_mode = git.config_snapshot().boolean("core.fileMode").unwrap_or(true);
+        let file_mode = settings.file_mode();
         let git_dir = self.git_dir.as_path();
-        let moved = Moved { repository, git_dir, dir, worktree, file_mode };
+        let moved = Moved { repository, git_dir, dir, worktree, settings, file_mode };
         let unsummed = || leaves_checksums_out(repository.git_dir());
         let index = git_dir.join("index");
         let old = Index::read(&index, self.hash, &unsummed)?;
@@ -123,24 +130,27 @@ impl Locked {
             return Ok(Err(refusal));
         }
         let index_time = racy::time_of(&index).unwrap_or_default();
-        if !discard && let Some(refusal) = moved.staged(&old, from, goal)? {
-            return Ok(Err(refusal));
+        let mut differ = None;
+        if !discard {
+            let found = moved.differences(from, &goal.commit.tree)?;
+            if let Some(refusal) = staged(&old, &found)? {
+                return Ok(Err(refusal));
+            }
+            differ = Some(found);
         }
-        let next = moved.read_tree(from, goal, discard)?;
-        let new = Index::read(&next, self.hash, &unsummed)?;
-        drop(next);
-        let (mut steps, lost) = moved.steps(&old, &new, index_time, discard)?;
+        let new = moved.next_index(&old, from, goal, differ.as_ref())?;
+        let Compared { mut steps, lost, kept } = moved.steps(&old, &new, index_time, discard)?;
         drop(old);
         if !lost.is_empty() {
             return Ok(Err(Refusal::Local(lost)));
         }
         let in_the_way = moved.in_the_way(&steps);
-        let kept = match discard {
+        let missed = match discard {
             true => Vec::new(),
             false => moved.not_ignored(&in_the_way)?,
         };
-        if !kept.is_empty() {
-            return Ok(Err(Refusal::Untracked(kept)));
+        if !missed.is_empty() {
+            return Ok(Err(Refusal::Untracked(missed)));
         }
         let planned: BTreeSet<_> = steps.iter().map(|step| step.path.clone()).collect();
         for path in in_the_way.into_iter().filter(|path| !planned.contains(path)) {
@@ -149,61 +159,8 @@ impl Locked {
                 Step { path, oid: None, is_gitlink: false, found, is_tracked: false, at: None };
             steps.push(gone);
         }
-        let summed = new.bytes[new.end..].iter().any(|byte| *byte != 0);
-        Ok(Ok(Plan { steps, index: new.bytes, summed }))
-    }
-}
-
-/// That the index at `path` cannot be read.
-fn damaged(path: &Path) -> impl Fn(String) -> Error + '_ {
-    |why| Error::CorruptFile { path: path.to_owned(), why }
-}
-
-impl Index {
-    fn read(path: &Path, hash: HashKind, unsummed: &dyn Fn() -> bool) -> Result<Self> {
-        let bytes = read(path, INDEX_BYTES_MAX).map_err(damaged(path))?.unwrap_or_default();
-        let end = match bytes.is_empty() {
-            true => 0,
-            false => verified(&bytes, hash, unsummed).map_err(damaged(path))?.len(),
-        };
-        Ok(Self { bytes, end, hash })
-    }
-
-    /// Its entries in the order of their paths; a file that is not there has none.
-    fn entries(&self) -> impl Iterator<Item = Result<IndexEntry>> {
-        let entries = (self.end > 0).then(|| Entries::new(&self.bytes[..self.end], self.hash));
-        let (entries, fault) = match entries {
-            Some(Err(fault)) => (None, Some(Err(fault))),
-            Some(Ok(entries)) => (Some(entries), None),
-            None => (None, None),
-        };
-        let all = fault.into_iter().chain(entries.into_iter().flatten());
-        all.map(|entry| entry.map_err(damaged(Path::new("index"))))
-    }
-
-    /// Why it cannot be moved, whatever is staged.
-    fn refusal(&self, discard: bool) -> Result<Option<Refusal>, String> {
-        let form = |what, hint| Ok(Some(Refusal::Form(what, hint)));
-        if self.end == 0 {
-            return Ok(None);
-        }
-        let (mut is_split, mut is_sparse, mut unmerged) = (false, false, Vec::new());
-        let visit = |entry: IndexEntry| {
-            is_sparse |= entry.mode >> 12 == 0o4;
-            if entry.stage > 0 && unmerged.last() != Some(&entry.path) {
-                unmerged.push(entry.path);
-            }
-        };
-        walk(&self.bytes[..self.end], self.hash, visit, |one| is_split |= one == b"link")?;
-        if is_split {
-            let hint = "make it whole with `git update-index --no-split-index`";
-            return form("its index is split", hint);
-        }
-        if is_sparse {
-            let hint = "make it whole with `git sparse-checkout disable`";
-            return form("its index is sparse", hint);
-        }
-        Ok((!discard && !unmerged.is_empty()).then_some(Refusal::Unmerged(unmerged)))
+        let summed = new.is_summed();
+        Ok(Ok(Plan { steps, index: new.into_bytes(), summed, doubtful: kept }))
     }
 }
 
@@ -213,12 +170,13 @@ impl Plan {
         &self.index
     }
 
-    /// The next index, with what `stat` says of what the steps have made.
+    /// The next index, with what `stat` says of what the steps have made, in the worktree in which it is.
     pub(super) fn index_with(
         &mut self,
         stats: &[Option<Attributes>],
         dev: u32,
         hash: HashKind,
+        worktree: &Worktree,
     ) -> Result<&[u8]> {
         let bytes = &mut self.index;
         for (step, stat) in self.steps.iter().zip(stats) {
@@ -242,49 +200,118 @@ impl Plan {
             put(at, &before_mode);
             put(at + 28, &after_mode);
         }
-        if self.summed
-            && let Some(end) = bytes.len().checked_sub(hash.len())
-        {
-            let mut hasher = gix::hash::hasher(to_gix_kind(hash));
-            hasher.update(&bytes[..end]);
-            let digest = hasher.try_finalize().map_err(|error| Error::CorruptFile {
-                path: "index".into(),
-                why: format!("the names in it cannot be hashed: {error}"),
-            })?;
-            bytes[end..].copy_from_slice(digest.as_slice());
+        let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        for kept in &self.doubtful {
+            // One that has changed in the second that its entry states would seem the same to git, beside a younger index.
+            // Without a size git compares it.
+            let is_settled = u64::from(kept.entry.mtime.0) < now;
+            let found = racy::find(worktree, &kept.entry.path);
+            if !is_settled || !found.is_some_and(|found| is_exact(&kept.entry, &found)) {
+                bytes[kept.at + SIZE_AT..kept.at + STAT_BYTES].fill(0);
+            }
+        }
+        if self.summed {
+            sum(bytes, hash)?;
         }
         Ok(&self.index)
     }
 }
 
-impl Moved<'_> {
-    /// What is staged and would be lost.
-    fn staged(&self, old: &Index, from: &GitOid, goal: &Goal) -> Result<Option<Refusal>> {
-        let mut differ = self.differences(from, &goal.commit.tree)?;
-        let mut lost = Vec::new();
-        for entry in old.entries() {
-            let entry = entry?;
-            let now = Some((entry.mode, entry.oid));
-            if let Some((before, after)) = differ.remove(&entry.path)
-                && now != before
-                && now != after
-            {
-                lost.push(entry.path);
-            }
+/// What came of the comparison of two indexes with what is there.
+struct Compared {
+    /// What differs.
+    steps: Vec<Step>,
+    /// The paths of which changes would be lost.
+    lost: Vec<Vec<u8>>,
+    /// What stays and is as young as the index.
+    kept: Vec<Kept>,
+}
+
+/// Whether a file is what its index entry states, as far as git compares that.
+fn is_alike(entry: &IndexEntry, now: &Attributes) -> bool {
+    let stated = (entry.mtime.0, entry.mtime.1, entry.ctime.0, entry.ino, entry.size);
+    let found = (
+        now.modified.seconds as u32,
+        now.modified.nanoseconds,
+        now.changed.seconds as u32,
+        now.ino.0 as u32,
+        recorded_size(now.size),
+    );
+    stated == found && (entry.uid, entry.gid) == (now.uid, now.gid)
+}
+
+/// Whether a file has not changed since its index entry was made, however long ago that is: whatever changes it here
+/// sets its time of change, in nanoseconds, which the index has as well.
+fn is_exact(entry: &IndexEntry, now: &Attributes) -> bool {
+    entry.ctime.1 == now.changed.nanoseconds && entry.size != 0 && is_alike(entry, now)
+}
+
+/// What differs between two commits.
+pub(super) enum Differing {
+    /// All of it.
+    Known(Differences),
+    /// The files alone, from git.
+    Files(BTreeMap<Vec<u8>, (Side, Side)>),
+}
+
+impl Differing {
+    fn files(&self) -> &BTreeMap<Vec<u8>, (Side, Side)> {
+        match self {
+            Self::Known(all) => &all.files,
+            Self::Files(files) => files,
         }
-        // What is staged away already is not missed, and what is not there is new.
-        let gone =
-            differ.into_iter().filter(|(_, (before, after))| before.is_some() && after.is_some());
-        lost.extend(gone.map(|(path, _)| path));
-        lost.sort_unstable();
-        Ok((!lost.is_empty()).then_some(Refusal::Local(lost)))
+    }
+}
+
+/// What is staged and would be lost where the commits differ.
+pub(super) fn staged(old: &Index, differ: &Differing) -> Result<Option<Refusal>> {
+    let mut differ: BTreeMap<_, _> = differ.files().iter().collect();
+    let mut lost = Vec::new();
+    for entry in old.entries() {
+        let entry = entry?;
+        let now = Some((entry.mode, entry.oid));
+        if let Some((before, after)) = differ.remove(&entry.path)
+            && now != *before
+            && now != *after
+        {
+            lost.push(entry.path);
+        }
+    }
+    // What is staged away already is not missed, and what is not there is new.
+    let gone =
+        differ.into_iter().filter(|(_, (before, after))| before.is_some() && after.is_some());
+    lost.extend(gone.map(|(path, _)| path.clone()));
+    lost.sort_unstable();
+    Ok((!lost.is_empty()).then_some(Refusal::Local(lost)))
+}
+
+impl Moved<'_> {
+    /// The paths that differ between two trees.
+    fn differences(&self, from: &GitOid, to: &GitOid) -> Result<Differing> {
+        match differences(self.repository, from, to)? {
+            Some(found) => Ok(Differing::Known(found)),
+            None => self.differences_by_git(from, to).map(Differing::Files),
+        }
     }
 
-    /// The paths that differ between two trees, with mode and object in each.
-    fn differences(&self, from: &GitOid, to: &GitOid) -> Result<BTreeMap<Vec<u8>, (Side, Side)>> {
+    /// The same, as git has it.
+    fn differences_by_git(
+        &self,
+        from: &GitOid,
+        to: &GitOid,
+    ) -> Result<BTreeMap<Vec<u8>, (Side, Side)>> {
         let (from, to) = (from.to_string(), to.to_string());
         let mut git = transport::git();
-        git.args(["diff-tree", "-r", "-z", "--raw", "--no-renames", "--full-index"]);
+        git.args([
+            "-c",
+            "core.fsmonitor=false",
+            "diff-tree",
+            "-r",
+            "-z",
+            "--raw",
+            "--no-renames",
+            "--full-index",
+        ]);
         git.args(["--no-abbrev", "--ignore-submodules=none", &from, &to]);
         git.env("GIT_DIR", self.git_dir);
         let raw = transport::output(&mut git, self.git_dir, "compare trees", None, &[0])?;
@@ -300,6 +327,25 @@ impl Moved<'_> {
             found.insert(path.to_owned(), sides);
         }
         Ok(found)
+    }
+
+    /// The next index: of what is there and `differ`, where that is certain, else as git makes it.
+    fn next_index(
+        &self,
+        old: &Index,
+        from: &GitOid,
+        goal: &Goal,
+        differ: Option<&Differing>,
+    ) -> Result<Index> {
+        if let Some(Differing::Known(differ)) = differ
+            && self.settings.has_plain_index()
+            && let Some(bytes) = merge::next(old, differ)?
+        {
+            return Index::made(bytes, old.hash());
+        }
+        let next = self.read_tree(from, goal, differ.is_none())?;
+        let unsummed = || leaves_checksums_out(self.repository.git_dir());
+        Index::read(&next, old.hash(), &unsummed)
     }
 
     /// Has git make the next index, of a copy.
@@ -327,15 +373,9 @@ impl Moved<'_> {
         Ok(copy)
     }
 
-    /// What differs, and the paths of which changes would be lost.
-    fn steps(
-        &self,
-        old: &Index,
-        new: &Index,
-        index_time: u64,
-        discard: bool,
-    ) -> Result<(Vec<Step>, Vec<Vec<u8>>)> {
-        let (mut steps, mut lost) = (Vec::new(), Vec::new());
+    /// Compares the two indexes with what is there.
+    fn steps(&self, old: &Index, new: &Index, index_time: u64, discard: bool) -> Result<Compared> {
+        let (mut steps, mut lost, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         // Those that are to be compared, with what their content should be, and what they are to become.
         let mut doubtful = Vec::new();
         let unmerged = |entry: &Result<IndexEntry>| !entry.as_ref().is_ok_and(|one| one.stage > 0);
@@ -360,6 +400,11 @@ impl Moved<'_> {
             };
             let same =
                 after.as_ref().is_some_and(|next| (next.mode, next.oid) == (entry.mode, entry.oid));
+            if let Some(next) = after.as_ref().filter(|_| same && !entry.skipped)
+                && u64::from(entry.mtime.0) >= index_time
+            {
+                kept.push(Kept { entry: entry.clone(), at: next.at });
+            }
             if entry.skipped || (same && !discard) {
                 continue;
             }
@@ -385,7 +430,7 @@ impl Moved<'_> {
         }
         lost.sort_unstable();
         steps.sort_unstable_by(|one, other| one.path.cmp(&other.path));
-        Ok((steps, lost))
+        Ok(Compared { steps, lost, kept })
     }
 
     fn step(&self, path: &[u8], next: Option<&IndexEntry>, is_tracked: bool) -> Step {
@@ -417,16 +462,8 @@ impl Moved<'_> {
         if entry.mode == GITLINK {
             return State::Same;
         }
-        let stated = (entry.mtime.0, entry.mtime.1, entry.ctime, entry.ino, entry.size);
-        let found = (
-            now.modified.seconds as u32,
-            now.modified.nanoseconds,
-            now.changed.seconds as u32,
-            now.ino.0 as u32,
-            recorded_size(now.size),
-        );
         let settled = u64::from(entry.mtime.0) < index_time;
-        match stated == found && (entry.uid, entry.gid) == (now.uid, now.gid) && settled {
+        match is_exact(entry, &now) || (settled && is_alike(entry, &now)) {
             true => State::Same,
             false => State::Unknown,
         }
