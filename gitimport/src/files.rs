@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,11 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
         _ => Err(error),
     });
     written.map_err(|source| Error::io("write", path, source))
+}
+
+/// By what name an open file can be given one.
+pub(crate) fn of_descriptor(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Where that is made which is to replace `path`.

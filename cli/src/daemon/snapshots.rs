@@ -158,7 +158,7 @@ pub fn take_of(
         git_state: kept.state.as_ref().map(|_| id),
     };
     if let Some(head) = head {
-        git.keep(&reference(&record), &head)?;
+        git.keep_new(&reference(&record), &head)?;
         kept.reference = Some((reference(&record), head));
     }
     let mut batch = daemon.store.batch()?;

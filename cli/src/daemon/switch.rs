@@ -19,7 +19,9 @@ use agentfs_engine::worktree::{Attributes, Become, Edit, Edited, Worktree};
 use agentfs_engine::{Ino, LayerNumber, TreeId};
 use agentfs_gitimport::pipeline;
 use agentfs_gitimport::repository::Repository;
-use agentfs_gitimport::switch::{self, At, Goal, Locked, Plan, Refusal, Settings, Step, Way};
+use agentfs_gitimport::switch::{
+    self, At, Goal, Locked, Place, Plain, Plan, Refusal, Settings, Step, Way,
+};
 use tracing::{info, warn};
 
 use crate::daemon::branches::Opened;
@@ -243,15 +245,9 @@ impl Move<'_> {
         let from = At::of(&self.git, git_dir)?;
         let tree = from.commit.map_or_else(|| self.git.odb().empty_tree(), |commit| commit.tree);
         let worktree = &self.up.worktree;
-        let plan = locked.plan(
-            &self.git,
-            &self.settings,
-            worktree,
-            dir,
-            &tree,
-            &self.goal,
-            self.discard,
-        )?;
+        let (repository, settings) = (&*self.git, &self.settings);
+        let place = Place { repository, settings, worktree, dir };
+        let plan = locked.plan(place, &tree, &self.goal, self.discard)?;
         let mut plan = plan.map_err(|refusal| refused(dir, &self.goal, &refusal))?;
         self.call.cancel.check()?;
         done.done("plan");
@@ -371,6 +367,9 @@ impl Move<'_> {
     fn take_in(&self, plan: &Plan) -> Result<(Hold, Vec<Edit>)> {
         let store = &self.daemon.store;
         let hold = store.hold();
+        if let Some(edits) = self.taken_in(plan)? {
+            return Ok((hold, edits));
+        }
         let target = Target { branch: None, commit: Some(self.goal.commit), note: None };
         let (root, _) = target::import(self.daemon, &self.repository, &target, self.call)?;
         let contents = self.repository.contents(Some(self.goal.commit.tree));
@@ -398,6 +397,27 @@ impl Move<'_> {
             Ok(Edit { path: step.path.clone(), found: step.found, new })
         });
         Ok((hold, edits.collect::<Result<_>>()?))
+    }
+
+    /// What becomes of the files, if the store has all of it, as git has it; the caller holds that.
+    fn taken_in(&self, plan: &Plan) -> Result<Option<Vec<Edit>>> {
+        let store = &self.daemon.store;
+        let Some(plain) = plan.plain(&self.git)? else { return Ok(None) };
+        let mut edits = Vec::with_capacity(plain.len());
+        for (step, plain) in plan.steps.iter().zip(plain) {
+            let new = match plain {
+                Plain::Nothing => Become::Nothing,
+                Plain::Directory => Become::Directory,
+                Plain::Link(target) => Become::Link(target),
+                Plain::File { oid, executable } => {
+                    let Some(stored) = store.content_of(&oid)? else { return Ok(None) };
+                    let Some(chunks) = store.chunks_of(stored.id)? else { return Ok(None) };
+                    Become::File { executable, chunks }
+                }
+            };
+            edits.push(Edit { path: step.path.clone(), found: step.found, new });
+        }
+        Ok(Some(edits))
     }
 
     /// Has git follow to where the files are.
@@ -587,7 +607,7 @@ fn complete_one(daemon: &Daemon, left: &Switching) -> Result<()> {
             is_begun: true,
         };
         move_head(&way, &Settings::of(git_dir)?, git_dir)?;
-        switch::complete(git_dir, left.layer)?;
+        switch::complete(git_dir, git.hash(), left.layer)?;
         info!("completed the switch of {} to {}", branch.name, left.head);
     }
     switch::forget(git_dir, left.layer)?;

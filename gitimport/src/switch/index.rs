@@ -7,7 +7,7 @@ use agentfs_engine::HashKind;
 use super::plan::Refusal;
 use crate::error::{Error, Result};
 use crate::examine::{read, verified};
-use crate::index_entries::{Entries, IndexEntry, walk};
+use crate::index_entries::{IndexEntry, walk};
 use crate::limits::INDEX_BYTES_MAX;
 use crate::object::to_gix_kind;
 
@@ -18,10 +18,18 @@ pub(super) struct Index {
     end: usize,
     hash: HashKind,
     is_summed: bool,
+    entries: Vec<IndexEntry>,
+    extensions: Vec<Extension>,
+}
+
+/// What follows the entries.
+pub(super) struct Extension {
+    pub(super) name: Vec<u8>,
+    pub(super) body: Vec<u8>,
 }
 
 /// That the index at `path` cannot be read.
-pub(super) fn damaged(path: &Path) -> impl Fn(String) -> Error + '_ {
+fn damaged(path: &Path) -> impl Fn(String) -> Error + '_ {
     |why| Error::CorruptFile { path: path.to_owned(), why }
 }
 
@@ -42,14 +50,13 @@ pub(super) fn sum(bytes: &mut [u8], hash: HashKind) -> Result<()> {
 }
 
 impl Index {
-    /// One that was made here, and is given its checksum.
+    /// One that was made here, with zeros where its checksum is to be.
     ///
     /// # Errors
-    /// [`Error::CorruptFile`] if it cannot be hashed.
-    pub(super) fn made(mut bytes: Vec<u8>, hash: HashKind) -> Result<Self> {
-        sum(&mut bytes, hash)?;
+    /// [`Error::CorruptFile`].
+    pub(super) fn made(bytes: Vec<u8>, hash: HashKind) -> Result<Self> {
         let end = bytes.len().saturating_sub(hash.len());
-        Ok(Self { bytes, end, hash, is_summed: true })
+        Self::parse(bytes, end, hash, true).map_err(damaged(Path::new("index")))
     }
 
     /// Reads the one at `path`; `unsummed` tells whether it may have no checksum.
@@ -63,7 +70,18 @@ impl Index {
             false => verified(&bytes, hash, unsummed).map_err(damaged(path))?.len(),
         };
         let is_summed = bytes[end..].iter().any(|byte| *byte != 0);
-        Ok(Self { bytes, end, hash, is_summed })
+        Self::parse(bytes, end, hash, is_summed).map_err(damaged(path))
+    }
+
+    fn parse(bytes: Vec<u8>, end: usize, hash: HashKind, is_summed: bool) -> Result<Self, String> {
+        let (mut entries, mut extensions) = (Vec::new(), Vec::new());
+        if end > 0 {
+            let extension = |name: &[u8], body: &[u8]| {
+                extensions.push(Extension { name: name.into(), body: body.into() });
+            };
+            walk(&bytes[..end], hash, |entry| entries.push(entry), extension)?;
+        }
+        Ok(Self { bytes, end, hash, is_summed, entries, extensions })
     }
 
     /// What it is without its checksum.
@@ -92,39 +110,28 @@ impl Index {
     }
 
     /// Its entries in the order of their paths; a file that is not there has none.
-    pub(super) fn entries(&self) -> impl Iterator<Item = Result<IndexEntry>> {
-        let entries = (self.end > 0).then(|| Entries::new(self.bytes(), self.hash));
-        let (entries, fault) = match entries {
-            Some(Err(fault)) => (None, Some(Err(fault))),
-            Some(Ok(entries)) => (Some(entries), None),
-            None => (None, None),
-        };
-        let all = fault.into_iter().chain(entries.into_iter().flatten());
-        all.map(|entry| entry.map_err(damaged(Path::new("index"))))
+    pub(super) fn entries(&self) -> &[IndexEntry] {
+        &self.entries
+    }
+
+    /// What follows them.
+    pub(super) fn extensions(&self) -> &[Extension] {
+        &self.extensions
     }
 
     /// Why it cannot be moved, whatever is staged.
-    pub(super) fn refusal(&self, discard: bool) -> Result<Option<Refusal>, String> {
-        let form = |what, hint| Ok(Some(Refusal::Form(what, hint)));
-        if self.end == 0 {
-            return Ok(None);
-        }
-        let (mut is_split, mut is_sparse, mut unmerged) = (false, false, Vec::new());
-        let visit = |entry: IndexEntry| {
-            is_sparse |= entry.mode >> 12 == 0o4;
-            if entry.stage > 0 && unmerged.last() != Some(&entry.path) {
-                unmerged.push(entry.path);
-            }
-        };
-        walk(self.bytes(), self.hash, visit, |one, _| is_split |= one == b"link")?;
-        if is_split {
+    pub(super) fn refusal(&self, discard: bool) -> Option<Refusal> {
+        if self.extensions.iter().any(|one| one.name == b"link") {
             let hint = "make it whole with `git update-index --no-split-index`";
-            return form("its index is split", hint);
+            return Some(Refusal::Form("its index is split", hint));
         }
-        if is_sparse {
+        if self.entries.iter().any(|entry| entry.mode >> 12 == 0o4) {
             let hint = "make it whole with `git sparse-checkout disable`";
-            return form("its index is sparse", hint);
+            return Some(Refusal::Form("its index is sparse", hint));
         }
-        Ok((!discard && !unmerged.is_empty()).then_some(Refusal::Unmerged(unmerged)))
+        let unmerged = self.entries.iter().filter(|entry| entry.stage > 0);
+        let mut unmerged: Vec<_> = unmerged.map(|entry| entry.path.clone()).collect();
+        unmerged.dedup();
+        (!discard && !unmerged.is_empty()).then_some(Refusal::Unmerged(unmerged))
     }
 }

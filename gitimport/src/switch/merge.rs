@@ -9,9 +9,8 @@ use super::cache_tree::CacheTree;
 use super::index::Index;
 use super::plan::Side;
 use super::trees::Differences;
-use crate::error::Result;
 use crate::index::{NAME_LENGTH_MAX, SIGNATURE, TREE_SIGNATURE, VERSION};
-use crate::index_entries::{IndexEntry, STAT_BYTES, walk};
+use crate::index_entries::{IndexEntry, STAT_BYTES};
 
 /// Extensions that git leaves out of an index that it moves: what is told of files, what was resolved, and where
 /// what is in it.
@@ -30,12 +29,9 @@ enum Next<'a> {
 }
 
 /// `old`, moved by `differences`, which nothing in it contradicts; `None` if it is not as plain as it takes.
-///
-/// # Errors
-/// What reading the index meets.
-pub(super) fn next(old: &Index, differences: &Differences) -> Result<Option<Vec<u8>>> {
-    let Some(entries) = plain_entries(old)? else { return Ok(None) };
-    let ends = entries.iter().skip(1).map(|entry| entry.at).chain([entries_end(old, &entries)]);
+pub(super) fn next(old: &Index, differences: &Differences) -> Option<Vec<u8>> {
+    let entries = plain_entries(old)?;
+    let ends = entries.iter().skip(1).map(|entry| entry.at).chain([entries_end(old, entries)]);
     let mut known = entries.iter().zip(ends).peekable();
     let mut differ = differences.files.iter().peekable();
     let mut next: Vec<(&[u8], Next<'_>)> = Vec::with_capacity(entries.len());
@@ -49,7 +45,7 @@ pub(super) fn next(old: &Index, differences: &Differences) -> Result<Option<Vec<
         };
         let entry = if order.is_le() { known.next() } else { None };
         let change = if order.is_ge() { differ.next() } else { None };
-        let Some((path, becomes)) = decide(old, entry, change) else { return Ok(None) };
+        let (path, becomes) = decide(old, entry, change)?;
         if let Some(becomes) = becomes {
             if entry.is_none() {
                 added.push(path);
@@ -58,25 +54,22 @@ pub(super) fn next(old: &Index, differences: &Differences) -> Result<Option<Vec<
         }
     }
     if added.iter().any(|path| collides(path, &next)) {
-        return Ok(None);
+        return None;
     }
-    let Some(tree) = cache_tree_of(old) else { return Ok(None) };
+    let tree = cache_tree_of(old)?;
     let before: Vec<_> = entries.iter().map(|entry| entry.path.as_slice()).collect();
     let after: Vec<_> = next.iter().map(|(path, _)| *path).collect();
     let tree = tree
         .map(|tree| tree.moved(differences, |dir| below(dir, &before), |dir| below(dir, &after)));
-    Ok(encode(old, &next, tree))
+    encode(old, &next, tree)
 }
 
 /// The entries, if they say nothing but what every entry does: no conflict, no exception by the user.
-fn plain_entries(old: &Index) -> Result<Option<Vec<IndexEntry>>> {
-    if old.version() != Some(VERSION) {
-        return Ok(None);
-    }
-    let entries = old.entries().collect::<Result<Vec<_>>>()?;
+fn plain_entries(old: &Index) -> Option<&[IndexEntry]> {
+    let entries = old.entries();
     let is_plain = entries.iter().all(|entry| entry.plain);
     let in_order = entries.is_sorted_by(|one, other| one.path < other.path);
-    Ok((is_plain && in_order).then_some(entries))
+    (old.version() == Some(VERSION) && is_plain && in_order).then_some(entries)
 }
 
 /// What becomes of a path: nothing, if that is none. `None` if git has to say.
@@ -135,18 +128,15 @@ fn entries_end(old: &Index, entries: &[IndexEntry]) -> usize {
 /// Its cache-tree, if it has one; `None` for a form, or an extension, that git has to move.
 #[expect(clippy::option_option, reason = "there may be none, which is no failure")]
 fn cache_tree_of(old: &Index) -> Option<Option<CacheTree>> {
-    let (mut tree, mut is_known) = (None, true);
-    let extension = |signature: &[u8], body: &[u8]| {
-        if signature == TREE_SIGNATURE {
-            let read = CacheTree::parse(body, old.hash());
-            is_known &= read.is_some();
-            tree = read;
-        } else {
-            is_known &= LEFT_OUT.contains(&signature);
+    let mut tree = None;
+    for extension in old.extensions() {
+        if extension.name == TREE_SIGNATURE {
+            tree = Some(CacheTree::parse(&extension.body, old.hash())?);
+        } else if !LEFT_OUT.contains(&extension.name.as_slice()) {
+            return None;
         }
-    };
-    walk(old.bytes(), old.hash(), |_| {}, extension).ok()?;
-    is_known.then_some(tree)
+    }
+    Some(tree)
 }
 
 /// The index with these entries, and room for its checksum; `None` for one that cannot be.

@@ -11,6 +11,7 @@ mod cache_tree;
 mod head;
 mod index;
 mod merge;
+mod plain;
 mod plan;
 mod settings;
 #[cfg(test)]
@@ -32,7 +33,8 @@ use crate::repository::{Commit, Repository};
 use crate::state::{HEADS, read};
 
 pub use head::Way;
-pub use plan::{Plan, Refusal, Step};
+pub use plain::Plain;
+pub use plan::{Place, Plan, Refusal, Step};
 pub use settings::Settings;
 
 /// What lies beside the index while it is moved: the next one, still without what `stat` says of new files. The
@@ -301,11 +303,14 @@ fn tidy(git_dir: &Path) {
 /// what it has no stat data of.
 ///
 /// # Errors
-/// [`Error::Io`].
-pub fn complete(git_dir: &Path, number: u64) -> Result<()> {
+/// [`Error::Io`], and [`Error::CorruptFile`] if it cannot be hashed.
+pub fn complete(git_dir: &Path, hash: HashKind, number: u64) -> Result<()> {
     if is_locked(git_dir, number) {
-        let (lock, index) = (lock_of(git_dir), git_dir.join("index"));
-        fs::rename(&lock, &index).map_err(|source| Error::io("write", &index, source))?;
+        let lock = lock_of(git_dir);
+        let mut bytes = fs::read(&lock).map_err(|source| Error::io("read", &lock, source))?;
+        // One that was made here has been prepared without it.
+        index::sum(&mut bytes, hash)?;
+        files::replace(&git_dir.join("index"), &bytes)?;
         tidy(git_dir);
     }
     forget(git_dir, number)

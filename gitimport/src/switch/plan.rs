@@ -3,13 +3,15 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::UNIX_EPOCH;
 
 use agentfs_engine::worktree::{Attributes, NodeKind, Worktree};
 use agentfs_engine::{GitOid, HashKind};
 
-use super::index::{Index, damaged, sum};
+use super::index::{Index, sum};
 use super::trees::{Differences, differences};
 use super::{Goal, Locked, MAKING, Settings, merge};
 use crate::error::{Error, Result};
@@ -20,6 +22,7 @@ use crate::object::{Kind, object_id};
 use crate::racy;
 use crate::repository::Repository;
 use crate::transport;
+use crate::tree::GitTree;
 
 pub(super) const FILE: u32 = 0o100_644;
 pub(super) const EXECUTABLE: u32 = 0o100_755;
@@ -56,6 +59,8 @@ pub struct Plan {
     summed: bool,
     /// What stays and is as young as the index, so that git does not believe that of it.
     doubtful: Vec<Kept>,
+    /// Directories of the goal in which something differs, if that was found out here.
+    pub(super) trees: Option<BTreeMap<Vec<u8>, GitTree>>,
 }
 
 /// An entry that stays.
@@ -89,9 +94,22 @@ enum State {
     Unknown,
 }
 
+/// A worktree that may be moved.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// Its repository.
+    pub repository: &'a Repository,
+    /// What git is told about it.
+    pub settings: &'a Settings,
+    /// Its files.
+    pub worktree: &'a Worktree,
+    /// Where it is mounted.
+    pub dir: &'a Path,
+}
+
 /// A worktree that is to be moved.
 #[derive(Clone, Copy)]
-pub(super) struct Moved<'a> {
+struct Moved<'a> {
     repository: &'a Repository,
     git_dir: &'a Path,
     dir: &'a Path,
@@ -105,38 +123,45 @@ pub(super) struct Moved<'a> {
 pub(super) type Side = Option<(u32, GitOid)>;
 
 impl Locked {
-    /// What moving the worktree at `dir` from tree `from` to `goal` changes. With `discard`, what differs
+    /// What moving the worktree `place` from tree `from` to `goal` changes. With `discard`, what differs
     /// from the commits goes, else what it would touch is a reason not to do it.
     ///
     /// # Errors
     /// What reading the index meets, and what git says.
     pub fn plan(
         &self,
-        repository: &Repository,
-        settings: &Settings,
-        worktree: &Worktree,
-        dir: &Path,
+        place: Place<'_>,
         from: &GitOid,
         goal: &Goal,
         discard: bool,
     ) -> Result<Result<Plan, Refusal>> {
+        let Place { repository, settings, worktree, dir } = place;
         let file_mode = settings.file_mode();
         let git_dir = self.git_dir.as_path();
         let moved = Moved { repository, git_dir, dir, worktree, settings, file_mode };
         let unsummed = || leaves_checksums_out(repository.git_dir());
         let index = git_dir.join("index");
-        let old = Index::read(&index, self.hash, &unsummed)?;
-        if let Some(refusal) = old.refusal(discard).map_err(damaged(&index))? {
+        // The one hashes the index, the other reads trees.
+        let (old, found) = thread::scope(|scope| {
+            let compare = || differences(repository, from, &goal.commit.tree);
+            let found = (!discard).then(|| scope.spawn(compare));
+            let old = Index::read(&index, self.hash, &unsummed);
+            (old, found.map(ScopedJoinHandle::join))
+        });
+        let old = old?;
+        if let Some(refusal) = old.refusal(discard) {
             return Ok(Err(refusal));
         }
         let index_time = racy::time_of(&index).unwrap_or_default();
-        let mut differ = None;
-        if !discard {
-            let found = moved.differences(from, &goal.commit.tree)?;
-            if let Some(refusal) = staged(&old, &found)? {
-                return Ok(Err(refusal));
-            }
-            differ = Some(found);
+        let differ = match found {
+            None => None,
+            Some(found) => match found.unwrap_or_else(|panic| resume_unwind(panic))? {
+                Some(found) => Some(Differing::Known(found)),
+                None => Some(Differing::Files(moved.differences_by_git(from, &goal.commit.tree)?)),
+            },
+        };
+        if let Some(refusal) = differ.as_ref().and_then(|differ| staged(&old, differ)) {
+            return Ok(Err(refusal));
         }
         let new = moved.next_index(&old, from, goal, differ.as_ref())?;
         let Compared { mut steps, lost, kept } = moved.steps(&old, &new, index_time, discard)?;
@@ -160,7 +185,11 @@ impl Locked {
             steps.push(gone);
         }
         let summed = new.is_summed();
-        Ok(Ok(Plan { steps, index: new.into_bytes(), summed, doubtful: kept }))
+        let trees = match differ {
+            Some(Differing::Known(known)) => Some(known.trees),
+            _ => None,
+        };
+        Ok(Ok(Plan { steps, index: new.into_bytes(), summed, doubtful: kept, trees }))
     }
 }
 
@@ -264,17 +293,16 @@ impl Differing {
 }
 
 /// What is staged and would be lost where the commits differ.
-pub(super) fn staged(old: &Index, differ: &Differing) -> Result<Option<Refusal>> {
+pub(super) fn staged(old: &Index, differ: &Differing) -> Option<Refusal> {
     let mut differ: BTreeMap<_, _> = differ.files().iter().collect();
     let mut lost = Vec::new();
     for entry in old.entries() {
-        let entry = entry?;
         let now = Some((entry.mode, entry.oid));
         if let Some((before, after)) = differ.remove(&entry.path)
             && now != *before
             && now != *after
         {
-            lost.push(entry.path);
+            lost.push(entry.path.clone());
         }
     }
     // What is staged away already is not missed, and what is not there is new.
@@ -282,19 +310,11 @@ pub(super) fn staged(old: &Index, differ: &Differing) -> Result<Option<Refusal>>
         differ.into_iter().filter(|(_, (before, after))| before.is_some() && after.is_some());
     lost.extend(gone.map(|(path, _)| path.clone()));
     lost.sort_unstable();
-    Ok((!lost.is_empty()).then_some(Refusal::Local(lost)))
+    (!lost.is_empty()).then_some(Refusal::Local(lost))
 }
 
 impl Moved<'_> {
-    /// The paths that differ between two trees.
-    fn differences(&self, from: &GitOid, to: &GitOid) -> Result<Differing> {
-        match differences(self.repository, from, to)? {
-            Some(found) => Ok(Differing::Known(found)),
-            None => self.differences_by_git(from, to).map(Differing::Files),
-        }
-    }
-
-    /// The same, as git has it.
+    /// The paths that differ between two trees, as git has them.
     fn differences_by_git(
         &self,
         from: &GitOid,
@@ -339,7 +359,7 @@ impl Moved<'_> {
     ) -> Result<Index> {
         if let Some(Differing::Known(differ)) = differ
             && self.settings.has_plain_index()
-            && let Some(bytes) = merge::next(old, differ)?
+            && let Some(bytes) = merge::next(old, differ)
         {
             return Index::made(bytes, old.hash());
         }
@@ -378,29 +398,24 @@ impl Moved<'_> {
         let (mut steps, mut lost, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         // Those that are to be compared, with what their content should be, and what they are to become.
         let mut doubtful = Vec::new();
-        let unmerged = |entry: &Result<IndexEntry>| !entry.as_ref().is_ok_and(|one| one.stage > 0);
-        let mut old = old.entries().filter(unmerged).peekable();
-        let mut new = new.entries().peekable();
+        let mut old = old.entries().iter().filter(|entry| entry.stage == 0).peekable();
+        let mut new = new.entries().iter().peekable();
         loop {
-            let (before, after) = match (old.peek(), new.peek()) {
+            let order = match (old.peek(), new.peek()) {
                 (None, None) => break,
-                (Some(Ok(one)), Some(Ok(other))) => match one.path.cmp(&other.path) {
-                    Ordering::Less => (old.next(), None),
-                    Ordering::Greater => (None, new.next()),
-                    Ordering::Equal => (old.next(), new.next()),
-                },
-                (Some(_), None) | (Some(Err(_)), _) => (old.next(), None),
-                (None, Some(_)) | (_, Some(Err(_))) => (None, new.next()),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(one), Some(other)) => one.path.cmp(&other.path),
             };
-            let (before, after) = (before.transpose()?, after.transpose()?);
+            let before = if order.is_le() { old.next() } else { None };
+            let after = if order.is_ge() { new.next() } else { None };
             let after = after.filter(|next| !next.skipped);
             let Some(entry) = before else {
-                steps.extend(after.map(|next| self.step(&next.path, Some(&next), false)));
+                steps.extend(after.map(|next| self.step(&next.path, Some(next), false)));
                 continue;
             };
-            let same =
-                after.as_ref().is_some_and(|next| (next.mode, next.oid) == (entry.mode, entry.oid));
-            if let Some(next) = after.as_ref().filter(|_| same && !entry.skipped)
+            let same = after.is_some_and(|next| (next.mode, next.oid) == (entry.mode, entry.oid));
+            if let Some(next) = after.filter(|_| same && !entry.skipped)
                 && u64::from(entry.mtime.0) >= index_time
             {
                 kept.push(Kept { entry: entry.clone(), at: next.at });
@@ -409,15 +424,15 @@ impl Moved<'_> {
                 continue;
             }
             // What is judged is what is not to have changed when the move is made.
-            let step = self.step(&entry.path, after.as_ref(), true);
-            let state = self.state(&entry, step.found, index_time);
+            let step = self.step(&entry.path, after, true);
+            let state = self.state(entry, step.found, index_time);
             match (state, discard) {
-                (State::Changed, false) => lost.push(entry.path),
+                (State::Changed, false) => lost.push(entry.path.clone()),
                 (State::Unknown, false) => {
                     steps.push(step.clone());
-                    doubtful.push((entry, step));
+                    doubtful.push((entry.clone(), step));
                 }
-                (State::Unknown, true) if same => doubtful.push((entry, step)),
+                (State::Unknown, true) if same => doubtful.push((entry.clone(), step)),
                 (State::Same, true) if same => {}
                 _ => steps.push(step),
             }

@@ -2,16 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use gix::bstr::ByteSlice;
-
 use crate::error::{Error, Result};
+use crate::references::{are_plain, is_conditional};
 use crate::reflog;
 use crate::repository::Repository;
 
 /// What makes git write an index of another form than it would by itself, or compare names in another way.
 const OTHER_FORMS: [&str; 3] = ["index.skipHash", "feature.manyFiles", "core.ignoreCase"];
-/// The hook that git runs for every change of a reference.
-const HOOK: &str = "reference-transaction";
 
 /// git's configuration as it applies to one worktree.
 pub struct Settings {
@@ -34,19 +31,13 @@ impl Settings {
         Ok(Self { git: opened, git_dir: git_dir.to_owned() })
     }
 
-    /// Whether what is configured depends on conditions, of which gix judges some otherwise than git.
-    fn is_conditional(&self) -> bool {
-        let config = self.git.config_snapshot();
-        config.plumbing().sections_by_name("includeIf").is_some_and(|mut all| all.next().is_some())
-    }
-
     /// Whether the worktree shows only a part of its files.
     ///
     /// # Errors
     /// [`Error::Git`] with what git says of a value that is none.
     pub fn is_sparse(&self, repository: &Repository) -> Result<bool> {
         match self.git.config_snapshot().try_boolean("core.sparseCheckout") {
-            Ok(value) if !self.is_conditional() => Ok(value.unwrap_or(false)),
+            Ok(value) if !is_conditional(&self.git) => Ok(value.unwrap_or(false)),
             _ => {
                 let args = ["config", "--type=bool", "--default=false", "core.sparseCheckout"];
                 Ok(repository.run_git(&self.git_dir, &args)?.trim_end() == "true")
@@ -63,32 +54,12 @@ impl Settings {
     pub(super) fn has_plain_index(&self) -> bool {
         let config = self.git.config_snapshot();
         let is_off = |key: &str| matches!(config.try_boolean(key), Ok(None | Some(false)));
-        OTHER_FORMS.iter().all(|key| is_off(key)) && !self.is_conditional()
+        OTHER_FORMS.iter().all(|key| is_off(key)) && !is_conditional(&self.git)
     }
 
     /// Who git would say has moved `HEAD`, if nothing but the file and its log is concerned: no hook is to be asked, and
     /// references are files that only their owner writes.
     pub(super) fn mover(&self) -> Option<Vec<u8>> {
-        let config = self.git.config_snapshot();
-        let format = config.string("extensions.refStorage");
-        if format.is_some_and(|format| format != "files")
-            || config.string("core.sharedRepository").is_some()
-            || self.is_conditional()
-            || self.hooks()?.join(HOOK).symlink_metadata().is_ok()
-        {
-            return None;
-        }
-        reflog::plain_committer(&self.git)
-    }
-
-    /// Where hooks are; `None` if that depends on where git is started.
-    fn hooks(&self) -> Option<PathBuf> {
-        match self.git.config_snapshot().string("core.hooksPath") {
-            None => Some(self.git.common_dir().join("hooks")),
-            Some(path) => {
-                let path = path.to_path().ok()?;
-                path.is_absolute().then(|| path.to_owned())
-            }
-        }
+        are_plain(&self.git).then(|| reflog::plain_committer(&self.git)).flatten()
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Differences {
     pub(super) files: BTreeMap<Vec<u8>, (Side, Side)>,
     /// Directories, with a slash at the end of each path but that of the root, which is empty.
     pub(super) directories: BTreeMap<Vec<u8>, (Option<GitOid>, Option<GitOid>)>,
+    /// What those of them are that the second tree has.
+    pub(super) trees: BTreeMap<Vec<u8>, GitTree>,
 }
 
 /// A directory that differs.
@@ -80,6 +82,10 @@ pub(super) fn differences(
             if sides != (None, None) {
                 found.files.insert(path, sides);
             }
+        }
+        drop((one, other));
+        if sides.1.is_some() {
+            found.trees.insert(path.clone(), after);
         }
         found.directories.insert(path, sides);
     }
