@@ -5,6 +5,8 @@
 
 use agentfs_engine::{GitOid, HashKind};
 
+use crate::index::NAME_LENGTH_MAX;
+
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IndexEntry {
@@ -137,9 +139,10 @@ impl<'a> Bytes<'a> {
         self.take(2)?.try_into().ok().map(u16::from_be_bytes)
     }
 
-    /// What stands before the next NUL, which is taken too.
-    fn text(&mut self) -> Option<&'a [u8]> {
-        let len = self.0.iter().position(|byte| *byte == 0)?;
+    /// What stands before the next NUL, which is taken too; that is probably `len` bytes.
+    fn text(&mut self, len: usize) -> Option<&'a [u8]> {
+        let is_len = self.0.get(len) == Some(&0) && !self.0[..len].contains(&0);
+        let len = if is_len { len } else { self.0.iter().position(|byte| *byte == 0)? };
         let text = self.take(len)?;
         self.take(1).map(|_| text)
     }
@@ -186,10 +189,10 @@ fn entry(
     if version == 4 {
         let strip = at.offset()?;
         path.truncate(path.len().checked_sub(strip)?);
-        path.extend_from_slice(at.text()?);
+        path.extend_from_slice(at.text(0)?);
     } else {
         path.clear();
-        path.extend_from_slice(at.text()?);
+        path.extend_from_slice(at.text(usize::from(flags) & NAME_LENGTH_MAX)?);
         // NULs up to a multiple of 8.
         let used = before - at.0.len();
         at.take(used.next_multiple_of(8) - used)?;

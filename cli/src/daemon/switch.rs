@@ -5,8 +5,11 @@
 //! the layer that begins with the change, so that the next daemon knows whether the files were changed, and
 //! completes the rest or takes it back.
 
+mod refusals;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -19,9 +22,7 @@ use agentfs_engine::worktree::{Attributes, Become, Edit, Edited, Worktree};
 use agentfs_engine::{Ino, LayerNumber, TreeId};
 use agentfs_gitimport::pipeline;
 use agentfs_gitimport::repository::Repository;
-use agentfs_gitimport::switch::{
-    self, At, Goal, Locked, Place, Plain, Plan, Refusal, Settings, Step, Way,
-};
+use agentfs_gitimport::switch::{self, At, Goal, Locked, Place, Plain, Plan, Settings, Step, Way};
 use tracing::{info, warn};
 
 use crate::daemon::branches::Opened;
@@ -37,10 +38,10 @@ use crate::daemon::{opening, redirects};
 use crate::error::{Failure, Kind, Result};
 use crate::protocol::{SnapshotRestoreCall, SwitchCall, SwitchMeans, Switched};
 
+use self::refusals::{not_empty, refused, shown};
+
 /// What its steps are counted as.
 const STEPS: &str = "switch";
-/// How many paths a refusal names.
-const NAMED_MAX: usize = 10;
 /// How often a move is worked out anew because files have changed meanwhile.
 const ATTEMPTS: u32 = 5;
 /// How often, and with which pause, `HEAD` is tried to be moved while another process has its lock.
@@ -67,6 +68,32 @@ struct Moved {
     paths: usize,
     /// Why something of the branch that is redirected does not appear.
     notes: Vec<String>,
+}
+
+/// A change that was made and is not drained. Until it is, nothing but the outbox and this process names its chunks,
+/// and the note has the next daemon see to it. All that was promised is on stable storage: nobody waits for the rest.
+struct Settling {
+    worktree: Arc<Worktree>,
+    note: Option<Note>,
+    _hold: Hold,
+}
+
+impl Settling {
+    /// Has a thread do it.
+    fn begin(self) {
+        // Without a thread it is dropped here, and that does it as well.
+        drop(thread::Builder::new().name("agentfs-settle".into()).spawn(move || drop(self)));
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        if let Err(error) = self.worktree.drain() {
+            warn!("cannot drain what a switch has changed: {error}");
+            // The next daemon sees to it.
+            std::mem::forget(self.note.take());
+        }
+    }
 }
 
 /// Moves a worktree.
@@ -281,14 +308,22 @@ impl Move<'_> {
             }
         };
         done.done("change");
-        forget_in_kernel(&self.up, &difference);
-        unnamed.into_iter().for_each(|ino| self.up.mounted.unnamed(ino));
-        done.done("tell the kernel");
         let before = snapshots::id(before.number);
-        let followed = self.follow(&mut locked, &mut plan, &made, &from, layer.0);
+        // Both take a while. Only when the kernel has forgotten what the files were, the index says what they are.
+        let followed = thread::scope(|scope| {
+            let up = &self.up;
+            let told = scope.spawn(move || {
+                forget_in_kernel(up, &difference);
+                unnamed.into_iter().for_each(|ino| up.mounted.unnamed(ino));
+            });
+            let written = self.follow(&locked, &mut plan, &made, &from, layer.0);
+            told.join().unwrap_or_else(|panic| resume_unwind(panic));
+            written
+        });
+        let followed = followed.and_then(|()| Ok(locked.finish()?));
         // Draining takes as long as what others write here is much: nobody else waits for that.
         drop((held, names));
-        done.done("have git follow");
+        done.done("have kernel and git follow");
         if let Err(failure) = followed {
             // Until it is back, the next daemon would have to complete it.
             locked.leave();
@@ -296,14 +331,7 @@ impl Move<'_> {
             switch::forget(git_dir, layer.0)?;
             return Err(failure);
         }
-        // Until then nothing but the outbox and this process names the chunks.
-        if let Err(error) = worktree.drain() {
-            // The next daemon sees to it.
-            std::mem::forget(note);
-            return Err(error.into());
-        }
-        done.done("drain");
-        drop(hold);
+        Settling { worktree: Arc::clone(worktree), note: Some(note), _hold: hold }.begin();
         // Directories in which something appears may have been made anew.
         let (_, notes) = redirects::after_change(self.daemon, self.branch.number, Some(&self.up));
         Ok(Ok(Moved { before, from, paths: plan.steps.len(), notes }))
@@ -420,10 +448,10 @@ impl Move<'_> {
         Ok(Some(edits))
     }
 
-    /// Has git follow to where the files are.
+    /// Has git follow to where the files are, but for its index, which is written and not in its place.
     fn follow(
         &self,
-        locked: &mut Locked,
+        locked: &Locked,
         plan: &mut Plan,
         made: &[Option<Attributes>],
         from: &At,
@@ -443,7 +471,7 @@ impl Move<'_> {
         };
         move_head(&way, &self.settings, git_dir)?;
         // An index has room for the low half of the device number.
-        Ok(locked.finish(plan, made, self.up.mounted.dev() as u32, &self.up.worktree)?)
+        Ok(locked.write(plan, made, self.up.mounted.dev() as u32, &self.up.worktree)?)
     }
 
     /// Makes the branch what it was before.
@@ -516,56 +544,6 @@ fn become_of(
         Failure::new(Kind::Damaged, message).hint("`agentfs fsck` says what is wrong")
     })?;
     Ok(Become::File { executable: entry.kind == EntryKind::Executable, chunks })
-}
-
-/// What keeps a move from being made, for the user.
-fn refused(dir: &Path, goal: &Goal, refusal: &Refusal) -> Failure {
-    let (dir, to) = (dir.display(), &goal.name);
-    let refuse = |message: String| Failure::new(Kind::Refused, message);
-    match refusal {
-        Refusal::Unmerged(paths) => {
-            refuse(format!("a merge in {dir} is not resolved: {}", list(paths))).hint(
-                "resolve it and `git add` the files; or throw it away with --discard, after which \
-                 `agentfs undo` brings it back",
-            )
-        }
-        Refusal::Local(paths) => refuse(format!(
-            "local changes of {dir} would be lost by the switch to {to}: {}",
-            list(paths)
-        ))
-        .hint(
-            "commit or stash them; or throw them away with --discard, after which `agentfs undo` \
-             brings them back",
-        ),
-        Refusal::Untracked(paths) => refuse(format!(
-            "untracked files of {dir} would be lost by the switch to {to}: {}",
-            list(paths)
-        ))
-        .hint("move or remove them, or throw them away with --discard"),
-        Refusal::Form(what, hint) => refuse(format!("{dir} cannot be moved: {what}")).hint(*hint),
-    }
-}
-
-fn not_empty(dir: &Path, path: &[u8]) -> Failure {
-    let message = format!(
-        "the directory {} of {} is to be a file, and something else than git's is in it",
-        shown(path),
-        dir.display()
-    );
-    Failure::new(Kind::Refused, message).hint("move or remove what is in it, then switch again")
-}
-
-fn shown(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).into_owned()
-}
-
-fn list(paths: &[Vec<u8>]) -> String {
-    let mut text =
-        paths.iter().take(NAMED_MAX).map(|path| shown(path)).collect::<Vec<_>>().join(", ");
-    if let more @ 1.. = paths.len().saturating_sub(NAMED_MAX) {
-        text.push_str(&format!(" and {more} more"));
-    }
-    text
 }
 
 /// Completes what a killed daemon was moving: where the files are moved, so is git; else nothing is left of

@@ -50,15 +50,6 @@ pub(super) fn sum(bytes: &mut [u8], hash: HashKind) -> Result<()> {
 }
 
 impl Index {
-    /// One that was made here, with zeros where its checksum is to be.
-    ///
-    /// # Errors
-    /// [`Error::CorruptFile`].
-    pub(super) fn made(bytes: Vec<u8>, hash: HashKind) -> Result<Self> {
-        let end = bytes.len().saturating_sub(hash.len());
-        Self::parse(bytes, end, hash, true).map_err(damaged(Path::new("index")))
-    }
-
     /// Reads the one at `path`; `unsummed` tells whether it may have no checksum.
     ///
     /// # Errors

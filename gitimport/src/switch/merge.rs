@@ -2,6 +2,7 @@
 //! other commit has (git-read-tree(1), "Two Tree Merge"). All else is left to git itself.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 use agentfs_engine::GitOid;
 
@@ -20,19 +21,28 @@ const HEAD_BYTES: usize = 12;
 /// Where the mode is in the stat data of an entry.
 const MODE_AT: usize = 24;
 
+/// The next index, with zeros where its checksum is to be.
+pub(super) struct Merged {
+    pub(super) bytes: Vec<u8>,
+    /// Where the stat data of the old entries are in it, in their order; none for those that go or become another.
+    pub(super) kept: Vec<Option<usize>>,
+    /// Where those of new entries are.
+    pub(super) new: BTreeMap<Vec<u8>, usize>,
+}
+
 /// One entry of the next index.
 enum Next<'a> {
-    /// As it was, byte for byte.
-    Kept(&'a [u8]),
+    /// As it was, byte for byte, with its number.
+    Kept(usize, &'a [u8]),
     /// What the commit has, of which nothing is known of the file.
     New(u32, GitOid),
 }
 
 /// `old`, moved by `differences`, which nothing in it contradicts; `None` if it is not as plain as it takes.
-pub(super) fn next(old: &Index, differences: &Differences) -> Option<Vec<u8>> {
+pub(super) fn next(old: &Index, differences: &Differences) -> Option<Merged> {
     let entries = plain_entries(old)?;
     let ends = entries.iter().skip(1).map(|entry| entry.at).chain([entries_end(old, entries)]);
-    let mut known = entries.iter().zip(ends).peekable();
+    let mut known = entries.iter().zip(ends).enumerate().peekable();
     let mut differ = differences.files.iter().peekable();
     let mut next: Vec<(&[u8], Next<'_>)> = Vec::with_capacity(entries.len());
     let mut added = Vec::new();
@@ -41,7 +51,7 @@ pub(super) fn next(old: &Index, differences: &Differences) -> Option<Vec<u8>> {
             (None, None) => break,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (Some((entry, _)), Some((path, _))) => entry.path.cmp(path),
+            (Some((_, (entry, _))), Some((path, _))) => entry.path.cmp(path),
         };
         let entry = if order.is_le() { known.next() } else { None };
         let change = if order.is_ge() { differ.next() } else { None };
@@ -75,17 +85,21 @@ fn plain_entries(old: &Index) -> Option<&[IndexEntry]> {
 /// What becomes of a path: nothing, if that is none. `None` if git has to say.
 fn decide<'a>(
     old: &'a Index,
-    entry: Option<(&'a IndexEntry, usize)>,
+    entry: Option<(usize, (&'a IndexEntry, usize))>,
     change: Option<(&'a Vec<u8>, &'a (Side, Side))>,
 ) -> Option<(&'a [u8], Option<Next<'a>>)> {
     let new = |side: &Side| side.map(|(mode, oid)| Next::New(mode, oid));
-    let kept = |entry: &IndexEntry, end| old.bytes().get(entry.at..end).map(Next::Kept);
+    let kept = |number, entry: &IndexEntry, end| {
+        old.bytes().get(entry.at..end).map(|record| Next::Kept(number, record))
+    };
     match (entry, change) {
-        (Some((entry, end)), None) => Some((&entry.path, Some(kept(entry, end)?))),
-        (Some((entry, end)), Some((_, (before, after)))) => {
+        (Some((number, (entry, end))), None) => {
+            Some((&entry.path, Some(kept(number, entry, end)?)))
+        }
+        (Some((number, (entry, end))), Some((_, (before, after)))) => {
             let now = Some((entry.mode, entry.oid));
             match (now == *after, now == *before) {
-                (true, _) => Some((&entry.path, Some(kept(entry, end)?))),
+                (true, _) => Some((&entry.path, Some(kept(number, entry, end)?))),
                 (false, true) => Some((&entry.path, new(after))),
                 (false, false) => None,
             }
@@ -140,16 +154,21 @@ fn cache_tree_of(old: &Index) -> Option<Option<CacheTree>> {
 }
 
 /// The index with these entries, and room for its checksum; `None` for one that cannot be.
-fn encode(old: &Index, next: &[(&[u8], Next<'_>)], tree: Option<CacheTree>) -> Option<Vec<u8>> {
+fn encode(old: &Index, next: &[(&[u8], Next<'_>)], tree: Option<CacheTree>) -> Option<Merged> {
+    let (mut kept, mut new) = (vec![None; old.entries().len()], BTreeMap::new());
     let mut bytes = Vec::with_capacity(old.bytes().len() + old.bytes().len() / 8);
     bytes.extend_from_slice(SIGNATURE);
     bytes.extend_from_slice(&VERSION.to_be_bytes());
     bytes.extend_from_slice(&u32::try_from(next.len()).ok()?.to_be_bytes());
     for (path, becomes) in next {
         match becomes {
-            Next::Kept(record) => bytes.extend_from_slice(record),
+            Next::Kept(number, record) => {
+                *kept.get_mut(*number)? = Some(bytes.len());
+                bytes.extend_from_slice(record);
+            }
             Next::New(mode, oid) => {
                 let start = bytes.len();
+                new.insert(path.to_vec(), start);
                 bytes.resize(start + STAT_BYTES, 0);
                 bytes[start + MODE_AT..start + MODE_AT + 4].copy_from_slice(&mode.to_be_bytes());
                 bytes.extend_from_slice(oid.as_bytes());
@@ -168,5 +187,5 @@ fn encode(old: &Index, next: &[(&[u8], Next<'_>)], tree: Option<CacheTree>) -> O
         bytes.extend_from_slice(&body);
     }
     bytes.resize(bytes.len() + old.hash().len(), 0);
-    Some(bytes)
+    Some(Merged { bytes, kept, new })
 }

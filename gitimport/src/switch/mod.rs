@@ -213,27 +213,35 @@ impl Locked {
         files::sync(&self.git_dir).map(drop)
     }
 
-    /// Puts the index of `plan` into its place; `stats` has what `stat` says of what the steps have made in `worktree`,
-    /// in their order, on device `dev`.
+    /// Writes the index of `plan` beside its place; `stats` has what `stat` says of what the steps have made in
+    /// `worktree`, in their order, on device `dev`.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn finish(
-        &mut self,
+    pub fn write(
+        &self,
         plan: &mut Plan,
         stats: &[Option<Attributes>],
         dev: u32,
         worktree: &Worktree,
     ) -> Result<()> {
         let bytes = plan.index_with(stats, dev, self.hash, worktree)?;
-        let index = self.git_dir.join("index");
-        let aside = &files::aside(&index);
+        let aside = &files::aside(&self.git_dir.join("index"));
         files::write(aside, bytes)?;
         // Not younger than what was made: git is to look at what has changed since.
         if let Some(made) = stats.iter().flatten().map(|stat| stat.modified.seconds as u32).max() {
             racy::age(aside, made)?;
         }
-        files::sync(aside)?;
+        files::sync(aside).map(drop)
+    }
+
+    /// Puts what was written into its place.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn finish(&mut self) -> Result<()> {
+        let index = self.git_dir.join("index");
+        let aside = files::aside(&index);
         fs::rename(aside, &index).map_err(|source| Error::io("write", &index, source))?;
         tidy(&self.git_dir);
         self.kept = true;

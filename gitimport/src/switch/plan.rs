@@ -1,5 +1,7 @@
 //! What a move changes, and what keeps it from being made.
 
+mod content;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -12,13 +14,13 @@ use agentfs_engine::worktree::{Attributes, NodeKind, Worktree};
 use agentfs_engine::{GitOid, HashKind};
 
 use super::index::{Index, sum};
+use super::merge::{self, Merged};
 use super::trees::{Differences, differences};
-use super::{Goal, Locked, MAKING, Settings, merge};
+use super::{Goal, Locked, MAKING, Settings};
 use crate::error::{Error, Result};
 use crate::examine::leaves_checksums_out;
 use crate::index::recorded_size;
 use crate::index_entries::{IndexEntry, STAT_BYTES};
-use crate::object::{Kind, object_id};
 use crate::racy;
 use crate::repository::Repository;
 use crate::transport;
@@ -114,7 +116,6 @@ struct Moved<'a> {
     git_dir: &'a Path,
     dir: &'a Path,
     worktree: &'a Worktree,
-    settings: &'a Settings,
     /// Whether the permission to execute counts.
     file_mode: bool,
 }
@@ -138,7 +139,7 @@ impl Locked {
         let Place { repository, settings, worktree, dir } = place;
         let file_mode = settings.file_mode();
         let git_dir = self.git_dir.as_path();
-        let moved = Moved { repository, git_dir, dir, worktree, settings, file_mode };
+        let moved = Moved { repository, git_dir, dir, worktree, file_mode };
         let unsummed = || leaves_checksums_out(repository.git_dir());
         let index = git_dir.join("index");
         // The one hashes the index, the other reads trees.
@@ -163,8 +164,24 @@ impl Locked {
         if let Some(refusal) = differ.as_ref().and_then(|differ| staged(&old, differ)) {
             return Ok(Err(refusal));
         }
-        let new = moved.next_index(&old, from, goal, differ.as_ref())?;
-        let Compared { mut steps, lost, kept } = moved.steps(&old, &new, index_time, discard)?;
+        let merged = match &differ {
+            Some(Differing::Known(differ)) if settings.has_plain_index() => {
+                merge::next(&old, differ).map(|merged| (differ, merged))
+            }
+            _ => None,
+        };
+        let (compared, bytes, summed) = match merged {
+            Some((differ, merged)) => {
+                (moved.few_steps(&old, differ, &merged, index_time)?, merged.bytes, true)
+            }
+            None => {
+                let next = moved.read_tree(from, goal, discard)?;
+                let new = Index::read(&next, old.hash(), &unsummed)?;
+                let summed = new.is_summed();
+                (moved.steps(&old, &new, index_time, discard)?, new.into_bytes(), summed)
+            }
+        };
+        let Compared { mut steps, lost, kept } = compared;
         drop(old);
         if !lost.is_empty() {
             return Ok(Err(Refusal::Local(lost)));
@@ -184,12 +201,11 @@ impl Locked {
                 Step { path, oid: None, is_gitlink: false, found, is_tracked: false, at: None };
             steps.push(gone);
         }
-        let summed = new.is_summed();
         let trees = match differ {
             Some(Differing::Known(known)) => Some(known.trees),
             _ => None,
         };
-        Ok(Ok(Plan { steps, index: new.into_bytes(), summed, doubtful: kept, trees }))
+        Ok(Ok(Plan { steps, index: bytes, summed, doubtful: kept, trees }))
     }
 }
 
@@ -349,25 +365,6 @@ impl Moved<'_> {
         Ok(found)
     }
 
-    /// The next index: of what is there and `differ`, where that is certain, else as git makes it.
-    fn next_index(
-        &self,
-        old: &Index,
-        from: &GitOid,
-        goal: &Goal,
-        differ: Option<&Differing>,
-    ) -> Result<Index> {
-        if let Some(Differing::Known(differ)) = differ
-            && self.settings.has_plain_index()
-            && let Some(bytes) = merge::next(old, differ)
-        {
-            return Index::made(bytes, old.hash());
-        }
-        let next = self.read_tree(from, goal, differ.is_none())?;
-        let unsummed = || leaves_checksums_out(self.repository.git_dir());
-        Index::read(&next, old.hash(), &unsummed)
-    }
-
     /// Has git make the next index, of a copy.
     fn read_tree(&self, from: &GitOid, goal: &Goal, discard: bool) -> Result<tempfile::TempPath> {
         let index = self.git_dir.join("index");
@@ -391,6 +388,54 @@ impl Moved<'_> {
         git.env("GIT_INDEX_FILE", &copy);
         transport::run(&mut git, self.git_dir, "move the index").map(drop)?;
         Ok(copy)
+    }
+
+    /// Compares what differs with what is there, where `old` becomes `merged`.
+    fn few_steps(
+        &self,
+        old: &Index,
+        differ: &Differences,
+        merged: &Merged,
+        index_time: u64,
+    ) -> Result<Compared> {
+        let (mut steps, mut lost, mut doubtful) = (Vec::new(), Vec::new(), Vec::new());
+        let entries = old.entries();
+        for (path, (_, after)) in &differ.files {
+            let known = entries.binary_search_by(|entry| entry.path.cmp(path)).ok();
+            let at = merged.new.get(path).copied();
+            if at.is_none() && known.is_none_or(|known| merged.kept[known].is_some()) {
+                // It is staged as it is to be.
+                continue;
+            }
+            let next = at.and(*after);
+            let step = Step {
+                path: path.clone(),
+                oid: next.map(|(_, oid)| oid),
+                is_gitlink: next.is_some_and(|(mode, _)| mode == GITLINK),
+                found: racy::find(self.worktree, path),
+                is_tracked: known.is_some(),
+                at,
+            };
+            let Some(entry) = known.map(|known| &entries[known]) else {
+                steps.push(step);
+                continue;
+            };
+            match self.state(entry, step.found, index_time) {
+                State::Changed => lost.push(path.clone()),
+                State::Unknown => {
+                    steps.push(step.clone());
+                    doubtful.push((entry.clone(), step));
+                }
+                State::Same | State::Absent => steps.push(step),
+            }
+        }
+        lost.extend(self.different(doubtful)?.into_iter().map(|(entry, _)| entry.path));
+        lost.sort_unstable();
+        let places =
+            entries.iter().zip(&merged.kept).filter_map(|(entry, at)| Some((entry, (*at)?)));
+        let young = places.filter(|(entry, _)| u64::from(entry.mtime.0) >= index_time);
+        let kept = young.map(|(entry, at)| Kept { entry: entry.clone(), at }).collect();
+        Ok(Compared { steps, lost, kept })
     }
 
     /// Compares the two indexes with what is there.
@@ -482,101 +527,6 @@ impl Moved<'_> {
             true => State::Same,
             false => State::Unknown,
         }
-    }
-
-    /// Those of `doubtful` whose content is not that of their entries.
-    fn different(&self, doubtful: Vec<(IndexEntry, Step)>) -> Result<Vec<(IndexEntry, Step)>> {
-        let hash = self.repository.hash();
-        let mut different = Vec::new();
-        let (mut listed, mut apart) = (Vec::new(), Vec::new());
-        for (entry, step) in doubtful {
-            let path = &entry.path;
-            if entry.mode == LINK {
-                let target = step.found.and_then(|found| self.worktree.read_link(found.ino).ok());
-                let oid = target.and_then(|target| object_id(hash, Kind::Blob, &target).ok());
-                if oid != Some(entry.oid) {
-                    different.push((entry, step));
-                }
-            } else if path.contains(&b'\n') || path.starts_with(b"\"") {
-                apart.push((entry, step));
-            } else {
-                listed.push((entry, step));
-            }
-        }
-        // In a list, one is a line.
-        let mut input = Vec::new();
-        for (entry, _) in &listed {
-            input.extend_from_slice(&entry.path);
-            input.push(b'\n');
-        }
-        let mut found = Vec::new();
-        if !listed.is_empty() {
-            found = self.hashes(&["--stdin-paths"], None, input)?;
-        }
-        for (entry, _) in &apart {
-            found.extend(self.hashes(&["--"], Some(&entry.path), Vec::new())?);
-        }
-        let all = listed.into_iter().chain(apart);
-        different.extend(
-            all.zip(found)
-                .filter(|((entry, _), found)| *found != entry.oid.to_string())
-                .map(|(one, _)| one),
-        );
-        Ok(different)
-    }
-
-    /// What git makes of files as they are, by their paths.
-    fn hashes(&self, args: &[&str], path: Option<&[u8]>, input: Vec<u8>) -> Result<Vec<String>> {
-        use std::os::unix::ffi::OsStrExt;
-        let mut git = transport::git();
-        git.arg("hash-object").args(args).current_dir(self.dir);
-        git.args(path.map(std::ffi::OsStr::from_bytes));
-        let said = transport::output(&mut git, self.git_dir, "compare files", Some(input), &[0])?;
-        Ok(String::from_utf8_lossy(&said).lines().map(str::to_owned).collect())
-    }
-
-    /// What is not git's and where something is to be made.
-    fn in_the_way(&self, steps: &[Step]) -> BTreeSet<Vec<u8>> {
-        // A file that is tracked, and above one that is to be, is to go.
-        let tracked: BTreeSet<&[u8]> =
-            steps.iter().filter(|step| step.is_tracked).map(|step| &*step.path).collect();
-        let mut found = BTreeSet::new();
-        for step in steps.iter().filter(|step| step.oid.is_some()) {
-            for (end, _) in step.path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
-                let above = &step.path[..end];
-                let Some(now) = racy::find(self.worktree, above) else { break };
-                if now.kind != NodeKind::Directory {
-                    if !tracked.contains(above) {
-                        found.insert(above.to_owned());
-                    }
-                    break;
-                }
-            }
-            let is_file = step.found.is_some_and(|found| found.kind != NodeKind::Directory);
-            if is_file && !step.is_tracked {
-                found.insert(step.path.clone());
-            }
-        }
-        found
-    }
-
-    /// Those of `paths` that git is not told to ignore.
-    fn not_ignored(&self, paths: &BTreeSet<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
-        if paths.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut git = transport::git();
-        git.args(["check-ignore", "-z", "--stdin"]).current_dir(self.dir);
-        let mut input = Vec::new();
-        for path in paths {
-            input.extend_from_slice(path);
-            input.push(0);
-        }
-        // 1: none is.
-        let said =
-            transport::output(&mut git, self.git_dir, "see what is ignored", Some(input), &[0, 1])?;
-        let ignored: BTreeSet<&[u8]> = said.split(|byte| *byte == 0).collect();
-        Ok(paths.iter().filter(|path| !ignored.contains(&***path)).cloned().collect())
     }
 }
 

@@ -210,12 +210,19 @@ fn the_next_index_is_the_one_that_git_makes() {
                 (Some(ours), true) => {
                     assert_eq!(refusal, None, "round {round}");
                     let path = random.sandbox.path("ours");
-                    let mut ours = ours;
+                    let (mut ours, kept, new) = (ours.bytes, ours.kept, ours.new);
                     super::index::sum(&mut ours, hash).unwrap();
                     std::fs::write(&path, ours).unwrap();
                     let ((ours, extensions), (theirs, _)) =
                         (entries_of(&path, hash), entries_of(&copy, hash));
                     assert!(ours == theirs, "round {round}");
+                    // Where it says that entries are, they are.
+                    let whole = Index::read(&path, hash, &|| false).unwrap();
+                    let at = whole.entries().iter().map(|entry| (entry.path.clone(), entry.at));
+                    let was = old.entries().iter().zip(&kept);
+                    let said = was.filter_map(|(entry, at)| Some((entry.path.clone(), (*at)?)));
+                    let said: std::collections::BTreeMap<_, _> = said.chain(new).collect();
+                    assert_eq!(said, at.collect(), "round {round}");
                     // What it says of trees is so, and git's own check of that says so, too.
                     let again = random.ask(&path, &["read-tree", "-m", "-i", &to, &to]);
                     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
