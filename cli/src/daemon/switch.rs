@@ -310,14 +310,18 @@ impl Move<'_> {
         done.done("change");
         let before = snapshots::id(before.number);
         // Both take a while. Only when the kernel has forgotten what the files were, the index says what they are.
+        let up = &self.up;
+        let tell = || {
+            forget_in_kernel(up, &difference);
+            unnamed.iter().for_each(|ino| up.mounted.unnamed(*ino));
+        };
         let followed = thread::scope(|scope| {
-            let up = &self.up;
-            let told = scope.spawn(move || {
-                forget_in_kernel(up, &difference);
-                unnamed.into_iter().for_each(|ino| up.mounted.unnamed(ino));
-            });
+            let told = thread::Builder::new().spawn_scoped(scope, tell);
             let written = self.follow(&locked, &mut plan, &made, &from, layer.0);
-            told.join().unwrap_or_else(|panic| resume_unwind(panic));
+            match told {
+                Ok(told) => told.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(_) => tell(),
+            }
             written
         });
         let followed = followed.and_then(|()| Ok(locked.finish()?));

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::thread::{self, ScopedJoinHandle};
+use std::sync::Arc;
+use std::thread;
 use std::time::UNIX_EPOCH;
 
 use agentfs_engine::worktree::{Attributes, NodeKind, Worktree};
@@ -62,7 +63,7 @@ pub struct Plan {
     /// What stays and is as young as the index, so that git does not believe that of it.
     doubtful: Vec<Kept>,
     /// Directories of the goal in which something differs, if that was found out here.
-    pub(super) trees: Option<BTreeMap<Vec<u8>, GitTree>>,
+    pub(super) trees: Option<BTreeMap<Vec<u8>, Arc<GitTree>>>,
 }
 
 /// An entry that stays.
@@ -143,11 +144,16 @@ impl Locked {
         let unsummed = || leaves_checksums_out(repository.git_dir());
         let index = git_dir.join("index");
         // The one hashes the index, the other reads trees.
+        let compare = || differences(repository, from, &goal.commit.tree);
         let (old, found) = thread::scope(|scope| {
-            let compare = || differences(repository, from, &goal.commit.tree);
-            let found = (!discard).then(|| scope.spawn(compare));
+            let spawn = || thread::Builder::new().spawn_scoped(scope, compare);
+            let found = (!discard).then(spawn);
             let old = Index::read(&index, self.hash, &unsummed);
-            (old, found.map(ScopedJoinHandle::join))
+            let found = found.map(|found| match found {
+                Ok(found) => found.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(_) => compare(),
+            });
+            (old, found)
         });
         let old = old?;
         if let Some(refusal) = old.refusal(discard) {
@@ -156,7 +162,7 @@ impl Locked {
         let index_time = racy::time_of(&index).unwrap_or_default();
         let differ = match found {
             None => None,
-            Some(found) => match found.unwrap_or_else(|panic| resume_unwind(panic))? {
+            Some(found) => match found? {
                 Some(found) => Some(Differing::Known(found)),
                 None => Some(Differing::Files(moved.differences_by_git(from, &goal.commit.tree)?)),
             },

@@ -1,6 +1,7 @@
 //! What differs between two trees.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use agentfs_engine::GitOid;
 use agentfs_engine::tree::EntryKind;
@@ -11,7 +12,7 @@ use crate::limits::{TREE_OBJECT_BYTES_MAX, WALK_TREES_MAX};
 use crate::object::Kind;
 use crate::odb::Reader;
 use crate::repository::Repository;
-use crate::tree::{GitEntry, GitTree};
+use crate::tree::{GitEntry, GitTree, Remembered};
 
 /// A path longer than this is git's to judge.
 const PATH_BYTES_MAX: usize = 4096;
@@ -24,7 +25,7 @@ pub(super) struct Differences {
     /// Directories, with a slash at the end of each path but that of the root, which is empty.
     pub(super) directories: BTreeMap<Vec<u8>, (Option<GitOid>, Option<GitOid>)>,
     /// What those of them are that the second tree has.
-    pub(super) trees: BTreeMap<Vec<u8>, GitTree>,
+    pub(super) trees: BTreeMap<Vec<u8>, Arc<GitTree>>,
 }
 
 /// A directory that differs.
@@ -58,7 +59,9 @@ pub(super) fn differences(
         if path.len() > PATH_BYTES_MAX || trees > WALK_TREES_MAX {
             return Ok(None);
         }
-        let (before, after) = (read(&mut reader, sides.0)?, read(&mut reader, sides.1)?);
+        let trees = repository.trees();
+        let before = read(&mut reader, trees, sides.0)?;
+        let after = read(&mut reader, trees, sides.1)?;
         let (Some(before), Some(after)) = (before, after) else { return Ok(None) };
         let (mut one, mut other) = (before.entries().peekable(), after.entries().peekable());
         loop {
@@ -93,13 +96,23 @@ pub(super) fn differences(
 }
 
 /// A tree, or an empty one where there is none; `None` for one that git takes and we do not.
-fn read(reader: &mut Reader, oid: Option<GitOid>) -> Result<Option<GitTree>> {
+fn read(
+    reader: &mut Reader,
+    trees: &Remembered,
+    oid: Option<GitOid>,
+) -> Result<Option<Arc<GitTree>>> {
     let hash = reader.odb().hash();
     let mut bytes = Vec::new();
-    if let Some(oid) = oid {
-        reader.read(&oid, Kind::Tree, TREE_OBJECT_BYTES_MAX, &mut bytes)?;
+    let Some(oid) = oid else { return Ok(GitTree::parse(hash, bytes).ok().map(Arc::new)) };
+    if let Some(known) = trees.get(&oid) {
+        return Ok(Some(known));
     }
-    Ok(GitTree::parse(hash, bytes).ok())
+    reader.read(&oid, Kind::Tree, TREE_OBJECT_BYTES_MAX, &mut bytes)?;
+    let tree = GitTree::parse(hash, bytes).ok().map(Arc::new);
+    if let Some(tree) = &tree {
+        trees.put(oid, tree);
+    }
+    Ok(tree)
 }
 
 fn directory(entry: Option<GitEntry<'_>>) -> Option<GitOid> {
