@@ -292,7 +292,7 @@ fn differences(entry: &IndexEntry, now: &Attributes) -> Vec<&'static str> {
     let mtime = (now.modified.seconds as u32, now.modified.nanoseconds);
     let pairs = [
         ("mtime", entry.mtime == mtime),
-        ("ctime", entry.ctime == now.changed.seconds as u32),
+        ("ctime", entry.ctime.0 == now.changed.seconds as u32),
         ("inode", entry.ino == now.ino.0 as u32),
         ("uid", entry.uid == now.uid),
         ("gid", entry.gid == now.gid),

@@ -22,14 +22,14 @@ use agentfs_engine::{GitOid, Ino};
 use crate::error::{Error, Result};
 use crate::object::to_gix_kind;
 
-const SIGNATURE: &[u8; 4] = b"DIRC";
-const VERSION: u32 = 2;
-const TREE_SIGNATURE: &[u8; 4] = b"TREE";
+pub(crate) const SIGNATURE: &[u8; 4] = b"DIRC";
+pub(crate) const VERSION: u32 = 2;
+pub(crate) const TREE_SIGNATURE: &[u8; 4] = b"TREE";
 const MONITOR_SIGNATURE: &[u8; 4] = b"FSMN";
 /// Bytes of an entry before the object id.
 const STAT_BYTES: usize = 40;
 /// A name of this length or longer is recorded as having it; the reader looks for the NUL.
-const NAME_LENGTH_MAX: usize = 0xFFF;
+pub(crate) const NAME_LENGTH_MAX: usize = 0xFFF;
 /// What git records for a size that is a multiple of 4 GiB, since 0 means "unknown" to it.
 const SIZE_MULTIPLE_OF_4_GIB: u32 = 0x8000_0000;
 const BUFFER_BYTES: usize = 64 << 10;

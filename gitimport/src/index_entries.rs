@@ -5,11 +5,13 @@
 
 use agentfs_engine::{GitOid, HashKind};
 
+use crate::index::NAME_LENGTH_MAX;
+
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IndexEntry {
     pub(crate) mtime: (u32, u32),
-    pub(crate) ctime: u32,
+    pub(crate) ctime: (u32, u32),
     pub(crate) ino: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -47,10 +49,10 @@ pub(crate) fn each(
     hash: HashKind,
     visit: impl FnMut(IndexEntry),
 ) -> Result<(), String> {
-    walk(bytes, hash, visit, |_| {})
+    walk(bytes, hash, visit, |_, _| {})
 }
 
-/// As [`each`]; also calls `extension` with the signature of each extension.
+/// As [`each`]; also calls `extension` with the signature and the content of each extension.
 ///
 /// # Errors
 /// As [`each`].
@@ -58,7 +60,7 @@ pub(crate) fn walk(
     bytes: &[u8],
     hash: HashKind,
     mut visit: impl FnMut(IndexEntry),
-    mut extension: impl FnMut(&[u8]),
+    mut extension: impl FnMut(&[u8], &[u8]),
 ) -> Result<(), String> {
     let mut entries = Entries::new(bytes, hash)?;
     for entry in &mut entries {
@@ -69,8 +71,8 @@ pub(crate) fn walk(
         let signature = at.take(4).filter(|text| text.iter().all(u8::is_ascii_alphabetic));
         let len = signature.and_then(|_| at.u32());
         let content = len.and_then(|len| at.take(len as usize));
-        let known = content.and(signature).ok_or("what follows its entries is no extension")?;
-        extension(known);
+        let known = signature.zip(content).ok_or("what follows its entries is no extension")?;
+        extension(known.0, known.1);
     }
     Ok(())
 }
@@ -137,9 +139,10 @@ impl<'a> Bytes<'a> {
         self.take(2)?.try_into().ok().map(u16::from_be_bytes)
     }
 
-    /// What stands before the next NUL, which is taken too.
-    fn text(&mut self) -> Option<&'a [u8]> {
-        let len = self.0.iter().position(|byte| *byte == 0)?;
+    /// What stands before the next NUL, which is taken too; that is probably `len` bytes.
+    fn text(&mut self, len: usize) -> Option<&'a [u8]> {
+        let is_len = self.0.get(len) == Some(&0) && !self.0[..len].contains(&0);
+        let len = if is_len { len } else { self.0.iter().position(|byte| *byte == 0)? };
         let text = self.take(len)?;
         self.take(1).map(|_| text)
     }
@@ -170,7 +173,7 @@ fn entry(
 ) -> Option<IndexEntry> {
     let before = at.0.len();
     let mut stat = Bytes(at.take(STAT_BYTES)?);
-    let [ctime, _, mtime, mtime_nanoseconds, _, ino, mode, uid, gid, size] =
+    let [ctime, ctime_nanoseconds, mtime, mtime_nanoseconds, _, ino, mode, uid, gid, size] =
         std::array::from_fn(|_| stat.u32());
     // A file, a link, a commit of another repository, a directory of a sparse index.
     if !matches!(mode? >> 12, 0o10 | 0o12 | 0o16 | 0o4) {
@@ -186,17 +189,17 @@ fn entry(
     if version == 4 {
         let strip = at.offset()?;
         path.truncate(path.len().checked_sub(strip)?);
-        path.extend_from_slice(at.text()?);
+        path.extend_from_slice(at.text(0)?);
     } else {
         path.clear();
-        path.extend_from_slice(at.text()?);
+        path.extend_from_slice(at.text(usize::from(flags) & NAME_LENGTH_MAX)?);
         // NULs up to a multiple of 8.
         let used = before - at.0.len();
         at.take(used.next_multiple_of(8) - used)?;
     }
     Some(IndexEntry {
         mtime: (mtime?, mtime_nanoseconds?),
-        ctime: ctime?,
+        ctime: (ctime?, ctime_nanoseconds?),
         ino: ino?,
         uid: uid?,
         gid: gid?,

@@ -41,6 +41,7 @@ mod object;
 pub mod odb;
 pub mod pipeline;
 pub mod racy;
+mod references;
 mod reflog;
 mod rename;
 mod replace;

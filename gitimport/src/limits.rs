@@ -37,6 +37,8 @@ pub const INDEX_HELD_BYTES_MAX: u64 = 16 << 20;
 pub const INDEX_MARKS_MAX: u32 = 1_500_000;
 /// Bytes of tree objects that a walk keeps while their subtrees are walked; others are read twice.
 pub const WALK_HELD_BYTES_MAX: u64 = 32 << 20;
+/// Bytes of the trees that are remembered of a repository between two moves of its worktrees.
+pub const REMEMBERED_TREES_BYTES: usize = 2 << 20;
 /// How deep alternates of alternates are followed, as git has it.
 pub const ALTERNATES_DEPTH_MAX: usize = 5;
 /// Most tags between a revision and its commit.

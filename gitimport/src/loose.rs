@@ -23,14 +23,12 @@ use gix::config::Source;
 use gix::refs::FullName;
 
 use crate::error::{Error, Result};
+use crate::references::are_plain;
 use crate::reflog;
 use crate::repository::{Repository, guarded};
 
 /// How often the directory of a reference is made anew, which git removes when it is empty.
 const ATTEMPTS: u32 = 3;
-/// Settings with which a reference is not simply a file with the permissions that the process gives.
-const SETTINGS: [&str; 2] = ["core.hooksPath", "core.sharedRepository"];
-
 /// Which version of a file this is: its inode number, size, and time of change.
 type Version = (u64, u64, i64, i64);
 
@@ -64,10 +62,7 @@ pub(crate) fn create(
 ) -> bool {
     let git = repository.gix();
     let common = git.common_dir();
-    let is_plain = repository.is_configured_so()
-        && !common.join("reftable").exists()
-        && !common.join("hooks/reference-transaction").exists()
-        && SETTINGS.iter().all(|key| git.config_snapshot().string(*key).is_none());
+    let is_plain = repository.is_configured_so() && are_plain(&git);
     let text = name.as_bstr();
     let (true, Ok(relative)) = (is_plain, text.to_path()) else { return false };
     let path = common.join(relative);
@@ -106,8 +101,7 @@ impl Repository {
     /// [`Error::Git`] with what git says, and [`Error::Io`].
     pub fn pack_references(&self, least: usize) -> Result<bool> {
         let refs = self.gix().common_dir().join("refs");
-        let is_plain = !self.gix().common_dir().join("reftable").exists();
-        let many = is_plain && count(&refs, least)? >= least;
+        let many = count(&refs, least)? >= least;
         if many {
             self.run_git(self.git_dir(), &["pack-refs", "--all", "--prune"])?;
         }
@@ -195,6 +189,8 @@ impl Lock {
     /// Makes the reference of it.
     fn write(mut self, commit: &GitOid) -> std::io::Result<()> {
         self.file.write_all(format!("{commit}\n").as_bytes())?;
+        // A crash of the machine is not to leave a reference that leads nowhere.
+        self.file.sync_data()?;
         fs::rename(&self.path, &self.of)?;
         self.kept = true;
         Ok(())
@@ -300,24 +296,23 @@ mod tests {
         assert!(fs::read_to_string(path.join("heard")).unwrap().contains("refs/heads/a"));
         fs::remove_file(&hook).unwrap();
         assert!(create(&repository, &full("b"), &commit, None));
-        for (at, setting) in SETTINGS.into_iter().enumerate() {
+        let others = [
+            ("core.sharedRepository", "group"),
+            ("core.hooksPath", "relative"),
+            ("includeIf.onbranch:x.path", "/nowhere"),
+        ];
+        for (at, (setting, value)) in others.into_iter().enumerate() {
             let other = format!("c{at}");
-            git(&path, &["config", setting, "1"]);
+            git(&path, &["config", setting, value]);
             // Also before it is known what has changed.
             assert!(!create(&repository, &full(&other), &commit, None), "{setting}");
             let repository = repository.reopen().unwrap();
             assert!(!create(&repository, &full(&other), &commit, None), "{setting}");
+            repository.create_branch(&other, &commit, true).unwrap();
             git(&path, &["config", "--unset", setting]);
+            let other = format!("d{at}");
             assert!(create(&repository.reopen().unwrap(), &full(&other), &commit, None));
         }
-    }
-
-    #[test]
-    fn references_that_are_no_files_are_made_by_git() {
-        let sandbox = Sandbox::new();
-        let (path, repository, commit) = setup(&sandbox);
-        fs::create_dir(path.join("reftable")).unwrap();
-        assert!(!create(&repository, &full("a"), &commit, None));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The first entry of a reference's log.
+//! Entries of a reference's log.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -30,6 +30,23 @@ pub(crate) fn committer(repository: &gix::Repository) -> Vec<u8> {
     line
 }
 
+/// What git leaves out at the ends of a name.
+const CRUD: &[u8] = b".,:;<>\"\\'";
+
+/// As [`committer`]; `None` for one whom git would look for elsewhere, or write otherwise.
+pub(crate) fn plain_committer(repository: &gix::Repository) -> Option<Vec<u8>> {
+    let signature = repository.committer()?.ok()?;
+    let is_plain = |text: &[u8]| {
+        let is_crud = |byte: &u8| *byte <= b' ' || CRUD.contains(byte);
+        let (first, last) = (text.first(), text.last());
+        let ends =
+            first.is_some_and(|byte| !is_crud(byte)) && last.is_some_and(|byte| !is_crud(byte));
+        ends && !text.iter().any(|byte| matches!(byte, b'\n' | b'<' | b'>'))
+    };
+    let all = is_plain(signature.name) && is_plain(signature.email);
+    all.then(|| committer(repository))
+}
+
 /// Writes the log at `path` with one entry: the reference came to be as `oid`.
 pub(crate) fn start(path: &Path, oid: &GitOid, committer: &[u8], message: &str) -> Result<()> {
     files::write(path, &first(oid, committer, message))
@@ -50,10 +67,21 @@ pub(crate) fn begin(path: &Path, oid: &GitOid, committer: &[u8], message: &str) 
 }
 
 fn first(oid: &GitOid, committer: &[u8], message: &str) -> Vec<u8> {
-    let mut line = "0".repeat(oid.as_bytes().len() * 2).into_bytes();
-    line.extend_from_slice(format!(" {oid} ").as_bytes());
-    line.extend_from_slice(committer);
     // A message is one line.
-    line.extend_from_slice(format!("\t{}\n", message.replace('\n', " ")).as_bytes());
+    entry(None, oid, committer, &message.replace('\n', " "))
+}
+
+/// An entry: a reference was at `from`, if it was anywhere, and is at `to`. The message is one line.
+pub(crate) fn entry(
+    from: Option<&GitOid>,
+    to: &GitOid,
+    committer: &[u8],
+    message: &str,
+) -> Vec<u8> {
+    let none = || "0".repeat(to.as_bytes().len() * 2);
+    let mut line = from.map_or_else(none, GitOid::to_string).into_bytes();
+    line.extend_from_slice(format!(" {to} ").as_bytes());
+    line.extend_from_slice(committer);
+    line.extend_from_slice(format!("\t{message}\n").as_bytes());
     line
 }

@@ -13,6 +13,7 @@ use crate::loose::Configuration;
 use crate::object::{Kind, from_gix, to_gix_kind};
 use crate::odb::{Odb, Reader};
 use crate::replace::Replacements;
+use crate::tree::Remembered;
 
 /// An open repository.
 pub struct Repository {
@@ -21,6 +22,7 @@ pub struct Repository {
     odb: Arc<Odb>,
     replacements: Arc<Replacements>,
     configuration: Configuration,
+    trees: Arc<Remembered>,
 }
 
 /// What is needed of a commit.
@@ -61,7 +63,7 @@ impl Repository {
     /// [`Error::NotARepository`], [`Error::Git`] for configuration that cannot be read, or what
     /// [`Odb::open`] meets.
     pub fn open(git_dir: &Path) -> Result<Self> {
-        Self::open_with(git_dir, None)
+        Self::open_with(git_dir, None, Arc::default())
     }
 
     /// Opens it anew: with its configuration and replacements as they are now, and with what is in
@@ -70,10 +72,10 @@ impl Repository {
     /// # Errors
     /// As [`Repository::open`].
     pub fn reopen(&self) -> Result<Self> {
-        Self::open_with(&self.git_dir, Some(&self.odb))
+        Self::open_with(&self.git_dir, Some(&self.odb), Arc::clone(&self.trees))
     }
 
-    fn open_with(git_dir: &Path, odb: Option<&Arc<Odb>>) -> Result<Self> {
+    fn open_with(git_dir: &Path, odb: Option<&Arc<Odb>>, trees: Arc<Remembered>) -> Result<Self> {
         // Before it is read: of one that changes meanwhile it is then known.
         let configuration = Configuration::now(git_dir);
         let not_one = |why: String| Error::NotARepository { path: git_dir.to_owned(), why };
@@ -105,7 +107,7 @@ impl Repository {
             None => Odb::open(&local.common_dir().join("objects"), hash)?,
         };
         let replacements = Arc::new(Replacements::of_repository(&local, &odb));
-        Ok(Self { git, git_dir: git_dir.to_owned(), odb, replacements, configuration })
+        Ok(Self { git, git_dir: git_dir.to_owned(), odb, replacements, configuration, trees })
     }
 
     /// The git directory as it was given to [`Repository::open`].
@@ -126,6 +128,11 @@ impl Repository {
     /// What is read in the place of something else.
     pub(crate) fn replacements(&self) -> &Arc<Replacements> {
         &self.replacements
+    }
+
+    /// Trees of it that were read not long ago.
+    pub(crate) fn trees(&self) -> &Remembered {
+        &self.trees
     }
 
     /// Whether its configuration is still what it was opened with.

@@ -1,10 +1,13 @@
 //! Tree objects as git writes them, checked as `git fsck` checks them.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentfs_engine::tree::EntryKind;
 use agentfs_engine::{GitOid, HashKind};
 
+use crate::limits::REMEMBERED_TREES_BYTES;
 use crate::names;
 use crate::object::{Kind, object_id};
 
@@ -139,6 +142,35 @@ impl GitTree {
             return None;
         }
         Some(object_id(self.hash, Kind::Tree, &encode(self.entries())))
+    }
+}
+
+/// Trees that were read not long ago, by their ids: whoever goes to a commit may go back.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered {
+    /// With how many bytes they are. Leaf lock.
+    known: Mutex<(HashMap<GitOid, Arc<GitTree>>, usize)>,
+}
+
+impl Remembered {
+    pub(crate) fn get(&self, oid: &GitOid) -> Option<Arc<GitTree>> {
+        self.known().0.get(oid).map(Arc::clone)
+    }
+
+    /// Remembers a tree, and forgets all others if they have become too many.
+    pub(crate) fn put(&self, oid: GitOid, tree: &Arc<GitTree>) {
+        let size = tree.bytes.len() + tree.entries.len() * size_of::<Span>();
+        let mut known = self.known();
+        if known.1 + size > REMEMBERED_TREES_BYTES {
+            *known = Default::default();
+        }
+        if size <= REMEMBERED_TREES_BYTES && known.0.insert(oid, Arc::clone(tree)).is_none() {
+            known.1 += size;
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, (HashMap<GitOid, Arc<GitTree>>, usize)> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

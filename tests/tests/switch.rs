@@ -224,6 +224,39 @@ fn what_git_keeps_is_kept_and_what_it_refuses_is_refused() {
 }
 
 #[test]
+fn what_was_changed_in_the_second_of_its_staging_is_not_forgotten() {
+    if !fuse_available() {
+        return;
+    }
+    let twins = Twins::small();
+    let (store, dir) = (&twins.store, &twins.mounted);
+    let index = PathBuf::from(git(dir, &["rev-parse", "--absolute-git-dir"])).join("index");
+    // In no commit does this file differ, and git, which compares whole seconds, relies on its index being as young.
+    let file = dir.join("dir2/file2");
+    let mut round = 0;
+    loop {
+        fs::write(&file, "staged\n").unwrap();
+        git(dir, &["add", "dir2/file2"]);
+        fs::write(&file, "change\n").unwrap();
+        let seconds = [&file, &index].map(|path| path.metadata().unwrap().mtime());
+        if seconds[0] == seconds[1] {
+            break;
+        }
+        round += 1;
+        assert!(round < 20, "it never took less than a second");
+    }
+    // Nothing asks git before, which would take note of it in the index.
+    thread::sleep(Duration::from_secs(2));
+    for to in ["main~1", "main"] {
+        store.ok(&["switch", &text(dir), to]);
+        assert_eq!(git(dir, &["status", "--porcelain"]), "MM dir2/file2", "{to}");
+    }
+    assert_eq!(git(dir, &["show", ":dir2/file2"]), "staged");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "change\n");
+    assert_sound(store);
+}
+
+#[test]
 fn what_is_thrown_away_comes_back() {
     if !fuse_available() {
         return;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use agentfs_engine::GitOid;
@@ -36,6 +37,8 @@ const ID_DIGITS: usize = 16;
 const SNAPSHOT: &str = "snapshot";
 /// Fewest digits with which it can be named.
 const ID_DIGITS_MIN: usize = 4;
+/// From how many on things are told to the kernel by two threads.
+const MANY: usize = 16;
 
 /// The name of a snapshot. The last bits of its number, which is a time, come first, so that few digits
 /// tell it from others.
@@ -315,15 +318,35 @@ pub fn undo(daemon: &Daemon, params: &UndoCall) -> Result<SnapshotRestored> {
 /// Has the kernel forget what differs from what a mount has shown; what it keeps is logged. What git has seen of it
 /// until then is not believed.
 pub fn forget_in_kernel(up: &Up, difference: &Difference) {
-    let names =
-        difference.names.iter().map(|(parent, name)| Stale::Entry { parent: *parent, name });
-    let inodes = difference.inodes.iter().map(|ino| Stale::Content(*ino));
-    for stale in names.chain(inodes) {
-        if let Err(error) = up.mounted.invalidate(stale) {
-            warn!("{error}");
-        }
-    }
+    let entry =
+        |(parent, name): &(_, Box<[u8]>)| forget_one(up, Stale::Entry { parent: *parent, name });
+    let inode = |ino: &_| forget_one(up, Stale::Content(*ino));
+    // What has no name any more is mostly gone with it.
+    each_by_two(&difference.names, entry);
+    each_by_two(&difference.inodes, inode);
     up.worktree.begin_generation();
+}
+
+fn forget_one(up: &Up, stale: Stale<'_>) {
+    if let Err(error) = up.mounted.invalidate(stale) {
+        warn!("{error}");
+    }
+}
+
+/// Calls `call` with each, on two threads if they are many: the kernel has a thread of ours wait for another processor
+/// with much of what it is told.
+fn each_by_two<T: Sync>(all: &[T], call: impl Fn(&T) + Sync) {
+    if all.len() < MANY {
+        return all.iter().for_each(call);
+    }
+    let (one, other) = all.split_at(all.len() / 2);
+    let half = || one.iter().for_each(&call);
+    thread::scope(|scope| {
+        if thread::Builder::new().spawn_scoped(scope, half).is_err() {
+            half();
+        }
+        other.iter().for_each(&call);
+    });
 }
 
 fn restore_git(

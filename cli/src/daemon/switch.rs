@@ -5,8 +5,11 @@
 //! the layer that begins with the change, so that the next daemon knows whether the files were changed, and
 //! completes the rest or takes it back.
 
+mod refusals;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -19,10 +22,11 @@ use agentfs_engine::worktree::{Attributes, Become, Edit, Edited, Worktree};
 use agentfs_engine::{Ino, LayerNumber, TreeId};
 use agentfs_gitimport::pipeline;
 use agentfs_gitimport::repository::Repository;
-use agentfs_gitimport::switch::{self, At, Goal, Locked, Plan, Refusal, Step};
+use agentfs_gitimport::switch::{self, At, Goal, Locked, Place, Plain, Plan, Settings, Step, Way};
 use tracing::{info, warn};
 
 use crate::daemon::branches::Opened;
+use crate::daemon::laps::Steps;
 use crate::daemon::note::{self, Making, Note, Switching};
 use crate::daemon::repositories::OpenRepository;
 use crate::daemon::rpc::Call;
@@ -34,8 +38,10 @@ use crate::daemon::{opening, redirects, show};
 use crate::error::{Failure, Kind, Result};
 use crate::protocol::{SnapshotRestoreCall, SwitchCall, SwitchMeans, Switched};
 
-/// How many paths a refusal names.
-const NAMED_MAX: usize = 10;
+use self::refusals::{not_empty, refused, shown};
+
+/// What its steps are counted as.
+const STEPS: &str = "switch";
 /// How often a move is worked out anew because files have changed meanwhile.
 const ATTEMPTS: u32 = 5;
 /// How often, and with which pause, `HEAD` is tried to be moved while another process has its lock.
@@ -47,6 +53,7 @@ struct Move<'a> {
     daemon: &'a Daemon,
     repository: Arc<OpenRepository>,
     git: Arc<Repository>,
+    settings: Settings,
     up: Arc<Up>,
     branch: Branch,
     goal: Goal,
@@ -63,12 +70,39 @@ struct Moved {
     notes: Vec<String>,
 }
 
+/// A change that was made and is not drained. Until it is, nothing but the outbox and this process names its chunks,
+/// and the note has the next daemon see to it. All that was promised is on stable storage: nobody waits for the rest.
+struct Settling {
+    worktree: Arc<Worktree>,
+    note: Option<Note>,
+    _hold: Hold,
+}
+
+impl Settling {
+    /// Has a thread do it.
+    fn begin(self) {
+        // Without a thread it is dropped here, and that does it as well.
+        drop(thread::Builder::new().name("agentfs-settle".into()).spawn(move || drop(self)));
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        if let Err(error) = self.worktree.drain() {
+            warn!("cannot drain what a switch has changed: {error}");
+            // The next daemon sees to it.
+            std::mem::forget(self.note.take());
+        }
+    }
+}
+
 /// Moves a worktree.
 ///
 /// # Errors
 /// [`Kind::NotFound`] if there is no such worktree or revision, [`Kind::Refused`] where git would refuse,
 /// [`Kind::Busy`] if git is at work in it; what the store, the outbox and git meet. Everything is as before then.
 pub fn switch(daemon: &Daemon, params: &SwitchCall, call: &Call) -> Result<Switched> {
+    let mut steps = daemon.laps.begin(STEPS);
     let dir = &params.dir.0;
     let up = mounted(daemon, dir)?;
     let WorktreeRecord { repository, branch, git_dir, .. } = &up.record;
@@ -82,7 +116,8 @@ pub fn switch(daemon: &Daemon, params: &SwitchCall, call: &Call) -> Result<Switc
     }
     let git = repository.git_as_it_is()?;
     refuse_in_progress(dir, git_dir)?;
-    if switch::is_sparse(&git, git_dir)? {
+    let settings = Settings::of(git_dir)?;
+    if settings.is_sparse(&git)? {
         let message = format!("{} shows only a part of its files (sparse checkout)", dir.display());
         return Err(Failure::new(Kind::Refused, message)
             .hint("use `git switch` in it, or `git sparse-checkout disable` first"));
@@ -93,13 +128,15 @@ pub fn switch(daemon: &Daemon, params: &SwitchCall, call: &Call) -> Result<Switc
         daemon,
         repository: Arc::clone(&repository),
         git,
+        settings,
         up: Arc::clone(&up),
         branch,
         goal,
         discard: params.discard,
         call,
     };
-    let moved = moving.run()?;
+    steps.done("understand");
+    let moved = moving.run(&mut steps)?;
     let Goal { commit, branch: on, is_remote, .. } = &moving.goal;
     let note = is_remote.then(|| {
         format!("{} is a branch of the remote only: HEAD is detached at its commit", params.what)
@@ -200,10 +237,10 @@ fn refuse_checked_out(git: &Repository, git_dir: &Path, goal: &Goal) -> Result<(
 }
 
 impl Move<'_> {
-    fn run(&self) -> Result<Moved> {
+    fn run(&self, done: &mut Steps<'_>) -> Result<Moved> {
         let mut attempt = 1;
         loop {
-            match self.attempt()? {
+            match self.attempt(done)? {
                 Ok(moved) => return Ok(moved),
                 Err(path) if attempt == ATTEMPTS => {
                     let (path, dir) = (shown(&path), self.up.record.dir.display());
@@ -217,9 +254,8 @@ impl Move<'_> {
     }
 
     /// One attempt; the path that was changed meanwhile if it has failed for that.
-    fn attempt(&self) -> Result<Result<Moved, Vec<u8>>> {
+    fn attempt(&self, done: &mut Steps<'_>) -> Result<Result<Moved, Vec<u8>>> {
         let WorktreeRecord { dir, git_dir, .. } = &self.up.record;
-        let mut steps = self.daemon.laps.begin("switch");
         let layer = self.daemon.store.new_layer_number();
         // Before the lock of git can be seen.
         let note = Note::write(&self.daemon.layout, &self.making(layer, None))?;
@@ -235,15 +271,17 @@ impl Move<'_> {
         let from = At::of(&self.git, git_dir)?;
         let tree = from.commit.map_or_else(|| self.git.odb().empty_tree(), |commit| commit.tree);
         let worktree = &self.up.worktree;
-        let plan = locked.plan(&self.git, worktree, dir, &tree, &self.goal, self.discard)?;
+        let (repository, settings) = (&*self.git, &self.settings);
+        let place = Place { repository, settings, worktree, dir };
+        let plan = locked.plan(place, &tree, &self.goal, self.discard)?;
         let mut plan = plan.map_err(|refusal| refused(dir, &self.goal, &refusal))?;
-        steps.done("plan");
         self.call.cancel.check()?;
+        done.done("plan");
         let (hold, edits) = self.take_in(&plan)?;
-        steps.done("content");
+        done.done("take in");
         locked.prepare(&plan)?;
         note.amend_durably(&self.making(layer, Some(&from)))?;
-        steps.done("note");
+        done.done("prepare");
         // From here on it is brought to an end.
         let names = self.daemon.lock_names();
         let held = self.daemon.worktrees.hold(dir)?;
@@ -255,9 +293,8 @@ impl Move<'_> {
         }
         self.refuse_moved()?;
         self.refuse_redirected(&plan)?;
-        steps.done("turn");
         let before = self.keep()?;
-        steps.skip();
+        done.done("keep");
         let (made, difference, unnamed) = match worktree.edit(&edits, self.discard, layer)? {
             Edited::Done { made, difference, unnamed } => (made, difference, unnamed),
             Edited::Changed(path) => {
@@ -269,30 +306,35 @@ impl Move<'_> {
                 return Err(not_empty(dir, &path));
             }
         };
-        steps.done("files");
-        forget_in_kernel(&self.up, &difference);
-        unnamed.into_iter().for_each(|ino| self.up.mounted.unnamed(ino));
-        steps.done("kernel");
+        done.done("change");
         let before = snapshots::id(before.number);
-        let done = self.follow(&mut locked, &mut plan, &made, &from);
+        // Both take a while. Only when the kernel has forgotten what the files were, the index says what they are.
+        let up = &self.up;
+        let tell = || {
+            forget_in_kernel(up, &difference);
+            unnamed.iter().for_each(|ino| up.mounted.unnamed(*ino));
+        };
+        let followed = thread::scope(|scope| {
+            let told = thread::Builder::new().spawn_scoped(scope, tell);
+            let written = self.follow(&locked, &mut plan, &made, &from, layer.0);
+            match told {
+                Ok(told) => told.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(_) => tell(),
+            }
+            written
+        });
+        let followed = followed.and_then(|()| Ok(locked.finish()?));
         // Draining takes as long as what others write here is much: nobody else waits for that.
         drop((held, names));
-        steps.done("git");
-        if let Err(failure) = done {
+        done.done("have kernel and git follow");
+        if let Err(failure) = followed {
             // Until it is back, the next daemon would have to complete it.
             locked.leave();
             let failure = self.go_back(&before, failure);
             switch::forget(git_dir, layer.0)?;
             return Err(failure);
         }
-        // Until then nothing but the outbox and this process names the chunks.
-        if let Err(error) = worktree.drain() {
-            // The next daemon sees to it.
-            std::mem::forget(note);
-            return Err(error.into());
-        }
-        steps.done("drain");
-        drop(hold);
+        Settling { worktree: Arc::clone(worktree), note: Some(note), _hold: hold }.begin();
         // Directories in which something appears may have been made anew.
         let (_, notes) = redirects::after_change(self.daemon, self.branch.number, Some(&self.up));
         Ok(Ok(Moved { before, from, paths: plan.steps.len(), notes }))
@@ -356,6 +398,9 @@ impl Move<'_> {
     fn take_in(&self, plan: &Plan) -> Result<(Hold, Vec<Edit>)> {
         let store = &self.daemon.store;
         let hold = store.hold();
+        if let Some(edits) = self.taken_in(plan)? {
+            return Ok((hold, edits));
+        }
         let target = Target { branch: None, commit: Some(self.goal.commit), note: None };
         let (root, _) = target::import(self.daemon, &self.repository, &target, self.call)?;
         let contents = self.repository.contents(Some(self.goal.commit.tree));
@@ -385,21 +430,51 @@ impl Move<'_> {
         Ok((hold, edits.collect::<Result<_>>()?))
     }
 
-    /// Has git follow to where the files are.
+    /// What becomes of the files, if the store has all of it, as git has it; the caller holds that.
+    fn taken_in(&self, plan: &Plan) -> Result<Option<Vec<Edit>>> {
+        let store = &self.daemon.store;
+        let Some(plain) = plan.plain(&self.git)? else { return Ok(None) };
+        let mut edits = Vec::with_capacity(plain.len());
+        for (step, plain) in plan.steps.iter().zip(plain) {
+            let new = match plain {
+                Plain::Nothing => Become::Nothing,
+                Plain::Directory => Become::Directory,
+                Plain::Link(target) => Become::Link(target),
+                Plain::File { oid, executable } => {
+                    let Some(stored) = store.content_of(&oid)? else { return Ok(None) };
+                    let Some(chunks) = store.chunks_of(stored.id)? else { return Ok(None) };
+                    Become::File { executable, chunks }
+                }
+            };
+            edits.push(Edit { path: step.path.clone(), found: step.found, new });
+        }
+        Ok(Some(edits))
+    }
+
+    /// Has git follow to where the files are, but for its index, which is written and not in its place.
     fn follow(
         &self,
-        locked: &mut Locked,
+        locked: &Locked,
         plan: &mut Plan,
         made: &[Option<Attributes>],
         from: &At,
+        number: u64,
     ) -> Result<()> {
         // git may sync HEAD: it is not to survive a power failure that takes the files back.
         self.up.worktree.sync()?;
         let git_dir = &self.up.record.git_dir;
-        let message = self.goal.message(from);
-        move_head(git_dir, &from.text, &self.goal.head(), &message)?;
+        let way = Way {
+            from: &from.text,
+            from_id: from.commit.map(|commit| commit.id),
+            to: &self.goal.head(),
+            to_id: self.goal.commit.id,
+            message: &self.goal.message(from),
+            number,
+            is_begun: false,
+        };
+        move_head(&way, &self.settings, git_dir)?;
         // An index has room for the low half of the device number.
-        Ok(locked.finish(plan, made, self.up.mounted.dev() as u32)?)
+        Ok(locked.write(plan, made, self.up.mounted.dev() as u32, &self.up.worktree)?)
     }
 
     /// Makes the branch what it was before.
@@ -417,10 +492,10 @@ impl Move<'_> {
 }
 
 /// Moves `HEAD`, also if a git process has its lock for a moment.
-fn move_head(git_dir: &Path, from: &str, head: &str, message: &str) -> Result<()> {
+fn move_head(way: &Way<'_>, settings: &Settings, git_dir: &Path) -> Result<()> {
     let mut attempt = 1;
     loop {
-        match switch::move_head(git_dir, from, head, message) {
+        match way.go(settings, git_dir) {
             Ok(()) => return Ok(()),
             Err(error) if attempt == HEAD_ATTEMPTS => return Err(error.into()),
             Err(_) => attempt += 1,
@@ -474,56 +549,6 @@ fn become_of(
     Ok(Become::File { executable: entry.kind == EntryKind::Executable, chunks })
 }
 
-/// What keeps a move from being made, for the user.
-fn refused(dir: &Path, goal: &Goal, refusal: &Refusal) -> Failure {
-    let (dir, to) = (dir.display(), &goal.name);
-    let refuse = |message: String| Failure::new(Kind::Refused, message);
-    match refusal {
-        Refusal::Unmerged(paths) => {
-            refuse(format!("a merge in {dir} is not resolved: {}", list(paths))).hint(
-                "resolve it and `git add` the files; or throw it away with --discard, after which \
-                 `agentfs undo` brings it back",
-            )
-        }
-        Refusal::Local(paths) => refuse(format!(
-            "local changes of {dir} would be lost by the switch to {to}: {}",
-            list(paths)
-        ))
-        .hint(
-            "commit or stash them; or throw them away with --discard, after which `agentfs undo` \
-             brings them back",
-        ),
-        Refusal::Untracked(paths) => refuse(format!(
-            "untracked files of {dir} would be lost by the switch to {to}: {}",
-            list(paths)
-        ))
-        .hint("move or remove them, or throw them away with --discard"),
-        Refusal::Form(what, hint) => refuse(format!("{dir} cannot be moved: {what}")).hint(*hint),
-    }
-}
-
-fn not_empty(dir: &Path, path: &[u8]) -> Failure {
-    let message = format!(
-        "the directory {} of {} is to be a file, and something else than git's is in it",
-        shown(path),
-        dir.display()
-    );
-    Failure::new(Kind::Refused, message).hint("move or remove what is in it, then switch again")
-}
-
-fn shown(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).into_owned()
-}
-
-fn list(paths: &[Vec<u8>]) -> String {
-    let mut text =
-        paths.iter().take(NAMED_MAX).map(|path| shown(path)).collect::<Vec<_>>().join(", ");
-    if let more @ 1.. = paths.len().saturating_sub(NAMED_MAX) {
-        text.push_str(&format!(" and {more} more"));
-    }
-    text
-}
-
 /// Completes what a killed daemon was moving: where the files are moved, so is git; else nothing is left of
 /// it. Called before anything is mounted.
 pub fn complete(daemon: &Daemon) {
@@ -549,8 +574,21 @@ fn complete_one(daemon: &Daemon, left: &Switching) -> Result<()> {
     let worktree = opening::worktree(daemon, &repository, &branch, None, false, None)?;
     let is_moved = worktree.head_layer() == Some(LayerNumber(left.layer));
     if is_moved && switch::is_locked(git_dir, left.layer) {
-        move_head(git_dir, &left.from, &left.head, &left.message)?;
-        switch::complete(git_dir, left.layer)?;
+        let git = repository.git()?;
+        // Whether it says what it said before or is to say: its commit is in the log.
+        let from = At::of(&git, git_dir)?.commit.map(|commit| commit.id);
+        let to = git.resolve(left.head.strip_prefix("ref: ").unwrap_or(&left.head))?;
+        let way = Way {
+            from: &left.from,
+            from_id: from,
+            to: &left.head,
+            to_id: to.id,
+            message: &left.message,
+            number: left.layer,
+            is_begun: true,
+        };
+        move_head(&way, &Settings::of(git_dir)?, git_dir)?;
+        switch::complete(git_dir, git.hash(), left.layer)?;
         info!("completed the switch of {} to {}", branch.name, left.head);
     }
     switch::forget(git_dir, left.layer)?;

@@ -1,13 +1,22 @@
 //! Moving a worktree to another commit, as `git switch` does it: what git has to say of that.
 //!
 //! The files are the caller's to change, and the worktree is asked for them, not the file system. What is
-//! staged is moved by git itself (`git read-tree -m`), on a copy of the index that is put into its place when the files
-//! are there. Meanwhile `index.lock` keeps other git processes out, as git's own switch does.
+//! staged is moved as `git read-tree -m` does it, on a copy of the index that is put into its place when the files
+//! are there: here where the outcome is certain, else by git itself. Meanwhile `index.lock` keeps other git processes out, as git's own switch does.
 //!
 //! [`Locked`] is made first and [`Locked::finish`] called last; [`complete`] does for a killed process what it
 //! had still to do, and [`forget`] undoes the rest.
 
+mod cache_tree;
+mod head;
+mod index;
+mod merge;
+mod plain;
 mod plan;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod trees;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,15 +24,18 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use agentfs_engine::HashKind;
-use agentfs_engine::worktree::Attributes;
+use agentfs_engine::worktree::{Attributes, Worktree};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::racy;
 use crate::repository::{Commit, Repository};
 use crate::state::{HEADS, read};
-use crate::transport;
 
-pub use plan::{Plan, Refusal, Step};
+pub use head::Way;
+pub use plain::Plain;
+pub use plan::{Place, Plan, Refusal, Step};
+pub use settings::Settings;
 
 /// What lies beside the index while it is moved: the next one, still without what `stat` says of new files. The
 /// number of the move follows.
@@ -117,7 +129,12 @@ impl Goal {
             let found = repository.run_git(git_dir, &args).ok();
             found.map(|found| found.trim_end().to_owned())
         };
-        // What depends on the worktree, like HEAD, is git's to say.
+        // A full id is what it says; what depends on the worktree, like HEAD, is git's to say.
+        if repository.full_id(rev).is_some()
+            && let Ok(commit) = repository.resolve(rev)
+        {
+            return Ok(detached(commit, false));
+        }
         if let Some(id) = parse(rev) {
             return Ok(detached(repository.resolve(&id)?, false));
         }
@@ -151,15 +168,6 @@ impl Goal {
 pub fn in_progress(git_dir: &Path) -> Option<&'static str> {
     let found = IN_PROGRESS.iter().find(|(file, _)| git_dir.join(file).exists());
     found.map(|(_, name)| *name)
-}
-
-/// Whether the worktree with this git directory shows only a part of its files.
-///
-/// # Errors
-/// [`Error::Git`] for configuration that cannot be read.
-pub fn is_sparse(repository: &Repository, git_dir: &Path) -> Result<bool> {
-    let args = ["config", "--type=bool", "--default=false", "core.sparseCheckout"];
-    Ok(repository.run_git(git_dir, &args)?.trim_end() == "true")
 }
 
 /// The index of a worktree, which no other git process changes as long as this lives. Dropping it leaves it as
@@ -205,19 +213,36 @@ impl Locked {
         files::sync(&self.git_dir).map(drop)
     }
 
-    /// Puts the index of `plan` into its place; `stats` has what `stat` says of what the steps have made, in
-    /// their order, on device `dev`.
+    /// Writes the index of `plan` beside its place; `stats` has what `stat` says of what the steps have made in
+    /// `worktree`, in their order, on device `dev`.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn finish(
-        &mut self,
+    pub fn write(
+        &self,
         plan: &mut Plan,
         stats: &[Option<Attributes>],
         dev: u32,
+        worktree: &Worktree,
     ) -> Result<()> {
-        let bytes = plan.index_with(stats, dev, self.hash)?;
-        files::replace(&self.git_dir.join("index"), bytes)?;
+        let bytes = plan.index_with(stats, dev, self.hash, worktree)?;
+        let aside = &files::aside(&self.git_dir.join("index"));
+        files::write(aside, bytes)?;
+        // Not younger than what was made: git is to look at what has changed since.
+        if let Some(made) = stats.iter().flatten().map(|stat| stat.modified.seconds as u32).max() {
+            racy::age(aside, made)?;
+        }
+        files::sync(aside).map(drop)
+    }
+
+    /// Puts what was written into its place.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn finish(&mut self) -> Result<()> {
+        let index = self.git_dir.join("index");
+        let aside = files::aside(&index);
+        fs::rename(aside, &index).map_err(|source| Error::io("write", &index, source))?;
         tidy(&self.git_dir);
         self.kept = true;
         unlock(&self.git_dir, self.number)
@@ -249,16 +274,25 @@ fn next_of(git_dir: &Path, number: u64) -> PathBuf {
 
 /// Whether the lock of the index is that of move `number`, which has then something left to do.
 pub fn is_locked(git_dir: &Path, number: u64) -> bool {
-    let look = |path: PathBuf| fs::symlink_metadata(path).ok();
-    let (lock, next) = (look(lock_of(git_dir)), look(next_of(git_dir, number)));
-    lock.zip(next).is_some_and(|(lock, next)| (lock.dev(), lock.ino()) == (next.dev(), next.ino()))
+    is_same_file(&lock_of(git_dir), &next_of(git_dir, number))
+}
+
+/// Whether two names are those of one file.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let look = |path: &Path| fs::symlink_metadata(path).ok();
+    let both = look(one).zip(look(other));
+    both.is_some_and(|(one, other)| (one.dev(), one.ino()) == (other.dev(), other.ino()))
+}
+
+/// Removes a file; it is fine if it is gone.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, error)),
+        _ => Ok(()),
+    }
 }
 
 fn unlock(git_dir: &Path, number: u64) -> Result<()> {
-    let remove = |path: &Path| match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, error)),
-        _ => Ok(()),
-    };
     // The lock first: what is left then is nothing.
     if is_locked(git_dir, number) {
         remove(&lock_of(git_dir))?;
@@ -273,41 +307,18 @@ fn tidy(git_dir: &Path) {
     }
 }
 
-/// Has the `HEAD` of a worktree say `head` instead of `from`, with `message` in its log; nothing if it does
-/// already.
-///
-/// # Errors
-/// [`Error::Git`] with what git says, also if it says neither of the two.
-pub fn move_head(git_dir: &Path, from: &str, head: &str, message: &str) -> Result<()> {
-    let now = read(&git_dir.join("HEAD"))?.unwrap_or_default();
-    if now == head && now != from {
-        return Ok(());
-    }
-    if now != from {
-        return Err(Error::Git {
-            action: "move HEAD".into(),
-            git_dir: git_dir.to_owned(),
-            source: format!("it says {now:?} and not {from:?}").into(),
-        });
-    }
-    let mut git = transport::git();
-    match head.strip_prefix("ref: ") {
-        Some(name) => git.args(["symbolic-ref", "-m", message, "HEAD", name]),
-        None => git.args(["update-ref", "--no-deref", "-m", message, "HEAD", head]),
-    };
-    let action = format!("move HEAD to {}", head.trim_start_matches("ref: "));
-    transport::run(&mut git, git_dir, &action).map(drop)
-}
-
 /// Puts the index into its place for move `number` of a killed process whose files are moved. git reads again
 /// what it has no stat data of.
 ///
 /// # Errors
-/// [`Error::Io`].
-pub fn complete(git_dir: &Path, number: u64) -> Result<()> {
+/// [`Error::Io`], and [`Error::CorruptFile`] if it cannot be hashed.
+pub fn complete(git_dir: &Path, hash: HashKind, number: u64) -> Result<()> {
     if is_locked(git_dir, number) {
-        let (lock, index) = (lock_of(git_dir), git_dir.join("index"));
-        fs::rename(&lock, &index).map_err(|source| Error::io("write", &index, source))?;
+        let lock = lock_of(git_dir);
+        let mut bytes = fs::read(&lock).map_err(|source| Error::io("read", &lock, source))?;
+        // One that was made here has been prepared without it.
+        index::sum(&mut bytes, hash)?;
+        files::replace(&git_dir.join("index"), &bytes)?;
         tidy(git_dir);
     }
     forget(git_dir, number)
@@ -324,5 +335,6 @@ pub fn forget(git_dir: &Path, number: u64) -> Result<()> {
             drop(fs::remove_file(entry.path()));
         }
     }
+    head::forget(git_dir, number)?;
     unlock(git_dir, number)
 }

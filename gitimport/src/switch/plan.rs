@@ -1,28 +1,38 @@
 //! What a move changes, and what keeps it from being made.
 
+mod content;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::UNIX_EPOCH;
 
 use agentfs_engine::worktree::{Attributes, NodeKind, Worktree};
 use agentfs_engine::{GitOid, HashKind};
 
-use super::{Goal, Locked, MAKING};
+use super::index::{Index, sum};
+use super::merge::{self, Merged};
+use super::trees::{Differences, differences};
+use super::{Goal, Locked, MAKING, Settings};
 use crate::error::{Error, Result};
-use crate::examine::{leaves_checksums_out, read, verified};
+use crate::examine::leaves_checksums_out;
 use crate::index::recorded_size;
-use crate::index_entries::{Entries, IndexEntry, walk};
-use crate::limits::INDEX_BYTES_MAX;
-use crate::object::{Kind, object_id, to_gix_kind};
+use crate::index_entries::{IndexEntry, STAT_BYTES};
 use crate::racy;
 use crate::repository::Repository;
 use crate::transport;
+use crate::tree::GitTree;
 
-const FILE: u32 = 0o100_644;
-const EXECUTABLE: u32 = 0o100_755;
-const LINK: u32 = 0o120_000;
-const GITLINK: u32 = 0o160_000;
+pub(super) const FILE: u32 = 0o100_644;
+pub(super) const EXECUTABLE: u32 = 0o100_755;
+pub(super) const LINK: u32 = 0o120_000;
+pub(super) const GITLINK: u32 = 0o160_000;
+/// Where the size is in the stat data of an entry.
+const SIZE_AT: usize = 36;
 
 /// One path that a move changes.
 #[derive(Clone, Debug)]
@@ -50,6 +60,18 @@ pub struct Plan {
     index: Vec<u8>,
     /// Whether it ends in a checksum.
     summed: bool,
+    /// What stays and is as young as the index, so that git does not believe that of it.
+    doubtful: Vec<Kept>,
+    /// Directories of the goal in which something differs, if that was found out here.
+    pub(super) trees: Option<BTreeMap<Vec<u8>, Arc<GitTree>>>,
+}
+
+/// An entry that stays.
+#[derive(Debug)]
+struct Kept {
+    entry: IndexEntry,
+    /// Where its stat data are in the next index.
+    at: usize,
 }
 
 /// What keeps a move from being made. Paths are in order.
@@ -75,9 +97,22 @@ enum State {
     Unknown,
 }
 
+/// A worktree that may be moved.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// Its repository.
+    pub repository: &'a Repository,
+    /// What git is told about it.
+    pub settings: &'a Settings,
+    /// Its files.
+    pub worktree: &'a Worktree,
+    /// Where it is mounted.
+    pub dir: &'a Path,
+}
+
 /// A worktree that is to be moved.
 #[derive(Clone, Copy)]
-pub(super) struct Moved<'a> {
+struct Moved<'a> {
     repository: &'a Repository,
     git_dir: &'a Path,
     dir: &'a Path,
@@ -87,60 +122,83 @@ pub(super) struct Moved<'a> {
 }
 
 /// Mode and object of a path.
-type Side = Option<(u32, GitOid)>;
-
-/// An index in memory.
-struct Index {
-    bytes: Vec<u8>,
-    /// Where its checksum begins.
-    end: usize,
-    hash: HashKind,
-}
+pub(super) type Side = Option<(u32, GitOid)>;
 
 impl Locked {
-    /// What moving the worktree at `dir` from tree `from` to `goal` changes. With `discard`, what differs
+    /// What moving the worktree `place` from tree `from` to `goal` changes. With `discard`, what differs
     /// from the commits goes, else what it would touch is a reason not to do it.
     ///
     /// # Errors
     /// What reading the index meets, and what git says.
     pub fn plan(
         &self,
-        repository: &Repository,
-        worktree: &Worktree,
-        dir: &Path,
+        place: Place<'_>,
         from: &GitOid,
         goal: &Goal,
         discard: bool,
     ) -> Result<Result<Plan, Refusal>> {
-        let git = repository.gix();
-        let file_mode = git.config_snapshot().boolean("core.fileMode").unwrap_or(true);
+        let Place { repository, settings, worktree, dir } = place;
+        let file_mode = settings.file_mode();
         let git_dir = self.git_dir.as_path();
         let moved = Moved { repository, git_dir, dir, worktree, file_mode };
         let unsummed = || leaves_checksums_out(repository.git_dir());
         let index = git_dir.join("index");
-        let old = Index::read(&index, self.hash, &unsummed)?;
-        if let Some(refusal) = old.refusal(discard).map_err(damaged(&index))? {
+        // The one hashes the index, the other reads trees.
+        let compare = || differences(repository, from, &goal.commit.tree);
+        let (old, found) = thread::scope(|scope| {
+            let spawn = || thread::Builder::new().spawn_scoped(scope, compare);
+            let found = (!discard).then(spawn);
+            let old = Index::read(&index, self.hash, &unsummed);
+            let found = found.map(|found| match found {
+                Ok(found) => found.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(_) => compare(),
+            });
+            (old, found)
+        });
+        let old = old?;
+        if let Some(refusal) = old.refusal(discard) {
             return Ok(Err(refusal));
         }
         let index_time = racy::time_of(&index).unwrap_or_default();
-        if !discard && let Some(refusal) = moved.staged(&old, from, goal)? {
+        let differ = match found {
+            None => None,
+            Some(found) => match found? {
+                Some(found) => Some(Differing::Known(found)),
+                None => Some(Differing::Files(moved.differences_by_git(from, &goal.commit.tree)?)),
+            },
+        };
+        if let Some(refusal) = differ.as_ref().and_then(|differ| staged(&old, differ)) {
             return Ok(Err(refusal));
         }
-        let next = moved.read_tree(from, goal, discard)?;
-        let new = Index::read(&next, self.hash, &unsummed)?;
-        drop(next);
-        let (mut steps, lost) = moved.steps(&old, &new, index_time, discard)?;
+        let merged = match &differ {
+            Some(Differing::Known(differ)) if settings.has_plain_index() => {
+                merge::next(&old, differ).map(|merged| (differ, merged))
+            }
+            _ => None,
+        };
+        let (compared, bytes, summed) = match merged {
+            Some((differ, merged)) => {
+                (moved.few_steps(&old, differ, &merged, index_time)?, merged.bytes, true)
+            }
+            None => {
+                let next = moved.read_tree(from, goal, discard)?;
+                let new = Index::read(&next, old.hash(), &unsummed)?;
+                let summed = new.is_summed();
+                (moved.steps(&old, &new, index_time, discard)?, new.into_bytes(), summed)
+            }
+        };
+        let Compared { mut steps, lost, kept } = compared;
         drop(old);
         if !lost.is_empty() {
             return Ok(Err(Refusal::Local(lost)));
         }
         let in_the_way = moved.in_the_way(&steps);
-        let kept = match discard {
+        let missed = match discard {
             true => Vec::new(),
             false => moved.not_ignored(&in_the_way)?,
         };
-        if !kept.is_empty() {
-            return Ok(Err(Refusal::Untracked(kept)));
+        if !missed.is_empty() {
+            return Ok(Err(Refusal::Untracked(missed)));
         }
         let planned: BTreeSet<_> = steps.iter().map(|step| step.path.clone()).collect();
         for path in in_the_way.into_iter().filter(|path| !planned.contains(path)) {
@@ -149,61 +207,11 @@ impl Locked {
                 Step { path, oid: None, is_gitlink: false, found, is_tracked: false, at: None };
             steps.push(gone);
         }
-        let summed = new.bytes[new.end..].iter().any(|byte| *byte != 0);
-        Ok(Ok(Plan { steps, index: new.bytes, summed }))
-    }
-}
-
-/// That the index at `path` cannot be read.
-fn damaged(path: &Path) -> impl Fn(String) -> Error + '_ {
-    |why| Error::CorruptFile { path: path.to_owned(), why }
-}
-
-impl Index {
-    fn read(path: &Path, hash: HashKind, unsummed: &dyn Fn() -> bool) -> Result<Self> {
-        let bytes = read(path, INDEX_BYTES_MAX).map_err(damaged(path))?.unwrap_or_default();
-        let end = match bytes.is_empty() {
-            true => 0,
-            false => verified(&bytes, hash, unsummed).map_err(damaged(path))?.len(),
+        let trees = match differ {
+            Some(Differing::Known(known)) => Some(known.trees),
+            _ => None,
         };
-        Ok(Self { bytes, end, hash })
-    }
-
-    /// Its entries in the order of their paths; a file that is not there has none.
-    fn entries(&self) -> impl Iterator<Item = Result<IndexEntry>> {
-        let entries = (self.end > 0).then(|| Entries::new(&self.bytes[..self.end], self.hash));
-        let (entries, fault) = match entries {
-            Some(Err(fault)) => (None, Some(Err(fault))),
-            Some(Ok(entries)) => (Some(entries), None),
-            None => (None, None),
-        };
-        let all = fault.into_iter().chain(entries.into_iter().flatten());
-        all.map(|entry| entry.map_err(damaged(Path::new("index"))))
-    }
-
-    /// Why it cannot be moved, whatever is staged.
-    fn refusal(&self, discard: bool) -> Result<Option<Refusal>, String> {
-        let form = |what, hint| Ok(Some(Refusal::Form(what, hint)));
-        if self.end == 0 {
-            return Ok(None);
-        }
-        let (mut is_split, mut is_sparse, mut unmerged) = (false, false, Vec::new());
-        let visit = |entry: IndexEntry| {
-            is_sparse |= entry.mode >> 12 == 0o4;
-            if entry.stage > 0 && unmerged.last() != Some(&entry.path) {
-                unmerged.push(entry.path);
-            }
-        };
-        walk(&self.bytes[..self.end], self.hash, visit, |one| is_split |= one == b"link")?;
-        if is_split {
-            let hint = "make it whole with `git update-index --no-split-index`";
-            return form("its index is split", hint);
-        }
-        if is_sparse {
-            let hint = "make it whole with `git sparse-checkout disable`";
-            return form("its index is sparse", hint);
-        }
-        Ok((!discard && !unmerged.is_empty()).then_some(Refusal::Unmerged(unmerged)))
+        Ok(Ok(Plan { steps, index: bytes, summed, doubtful: kept, trees }))
     }
 }
 
@@ -213,12 +221,13 @@ impl Plan {
         &self.index
     }
 
-    /// The next index, with what `stat` says of what the steps have made.
+    /// The next index, with what `stat` says of what the steps have made, in the worktree in which it is.
     pub(super) fn index_with(
         &mut self,
         stats: &[Option<Attributes>],
         dev: u32,
         hash: HashKind,
+        worktree: &Worktree,
     ) -> Result<&[u8]> {
         let bytes = &mut self.index;
         for (step, stat) in self.steps.iter().zip(stats) {
@@ -242,49 +251,109 @@ impl Plan {
             put(at, &before_mode);
             put(at + 28, &after_mode);
         }
-        if self.summed
-            && let Some(end) = bytes.len().checked_sub(hash.len())
-        {
-            let mut hasher = gix::hash::hasher(to_gix_kind(hash));
-            hasher.update(&bytes[..end]);
-            let digest = hasher.try_finalize().map_err(|error| Error::CorruptFile {
-                path: "index".into(),
-                why: format!("the names in it cannot be hashed: {error}"),
-            })?;
-            bytes[end..].copy_from_slice(digest.as_slice());
+        let now = UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        for kept in &self.doubtful {
+            // One that has changed in the second that its entry states would seem the same to git, beside a younger index.
+            // Without a size git compares it.
+            let is_settled = u64::from(kept.entry.mtime.0) < now;
+            let found = racy::find(worktree, &kept.entry.path);
+            if !is_settled || !found.is_some_and(|found| is_exact(&kept.entry, &found)) {
+                bytes[kept.at + SIZE_AT..kept.at + STAT_BYTES].fill(0);
+            }
+        }
+        if self.summed {
+            sum(bytes, hash)?;
         }
         Ok(&self.index)
     }
 }
 
-impl Moved<'_> {
-    /// What is staged and would be lost.
-    fn staged(&self, old: &Index, from: &GitOid, goal: &Goal) -> Result<Option<Refusal>> {
-        let mut differ = self.differences(from, &goal.commit.tree)?;
-        let mut lost = Vec::new();
-        for entry in old.entries() {
-            let entry = entry?;
-            let now = Some((entry.mode, entry.oid));
-            if let Some((before, after)) = differ.remove(&entry.path)
-                && now != before
-                && now != after
-            {
-                lost.push(entry.path);
-            }
-        }
-        // What is staged away already is not missed, and what is not there is new.
-        let gone =
-            differ.into_iter().filter(|(_, (before, after))| before.is_some() && after.is_some());
-        lost.extend(gone.map(|(path, _)| path));
-        lost.sort_unstable();
-        Ok((!lost.is_empty()).then_some(Refusal::Local(lost)))
-    }
+/// What came of the comparison of two indexes with what is there.
+struct Compared {
+    /// What differs.
+    steps: Vec<Step>,
+    /// The paths of which changes would be lost.
+    lost: Vec<Vec<u8>>,
+    /// What stays and is as young as the index.
+    kept: Vec<Kept>,
+}
 
-    /// The paths that differ between two trees, with mode and object in each.
-    fn differences(&self, from: &GitOid, to: &GitOid) -> Result<BTreeMap<Vec<u8>, (Side, Side)>> {
+/// Whether a file is what its index entry states, as far as git compares that.
+fn is_alike(entry: &IndexEntry, now: &Attributes) -> bool {
+    let stated = (entry.mtime.0, entry.mtime.1, entry.ctime.0, entry.ino, entry.size);
+    let found = (
+        now.modified.seconds as u32,
+        now.modified.nanoseconds,
+        now.changed.seconds as u32,
+        now.ino.0 as u32,
+        recorded_size(now.size),
+    );
+    stated == found && (entry.uid, entry.gid) == (now.uid, now.gid)
+}
+
+/// Whether a file has not changed since its index entry was made, however long ago that is: whatever changes it here
+/// sets its time of change, in nanoseconds, which the index has as well.
+fn is_exact(entry: &IndexEntry, now: &Attributes) -> bool {
+    entry.ctime.1 == now.changed.nanoseconds && entry.size != 0 && is_alike(entry, now)
+}
+
+/// What differs between two commits.
+pub(super) enum Differing {
+    /// All of it.
+    Known(Differences),
+    /// The files alone, from git.
+    Files(BTreeMap<Vec<u8>, (Side, Side)>),
+}
+
+impl Differing {
+    fn files(&self) -> &BTreeMap<Vec<u8>, (Side, Side)> {
+        match self {
+            Self::Known(all) => &all.files,
+            Self::Files(files) => files,
+        }
+    }
+}
+
+/// What is staged and would be lost where the commits differ.
+pub(super) fn staged(old: &Index, differ: &Differing) -> Option<Refusal> {
+    let mut differ: BTreeMap<_, _> = differ.files().iter().collect();
+    let mut lost = Vec::new();
+    for entry in old.entries() {
+        let now = Some((entry.mode, entry.oid));
+        if let Some((before, after)) = differ.remove(&entry.path)
+            && now != *before
+            && now != *after
+        {
+            lost.push(entry.path.clone());
+        }
+    }
+    // What is staged away already is not missed, and what is not there is new.
+    let gone =
+        differ.into_iter().filter(|(_, (before, after))| before.is_some() && after.is_some());
+    lost.extend(gone.map(|(path, _)| path.clone()));
+    lost.sort_unstable();
+    (!lost.is_empty()).then_some(Refusal::Local(lost))
+}
+
+impl Moved<'_> {
+    /// The paths that differ between two trees, as git has them.
+    fn differences_by_git(
+        &self,
+        from: &GitOid,
+        to: &GitOid,
+    ) -> Result<BTreeMap<Vec<u8>, (Side, Side)>> {
         let (from, to) = (from.to_string(), to.to_string());
         let mut git = transport::git();
-        git.args(["diff-tree", "-r", "-z", "--raw", "--no-renames", "--full-index"]);
+        git.args([
+            "-c",
+            "core.fsmonitor=false",
+            "diff-tree",
+            "-r",
+            "-z",
+            "--raw",
+            "--no-renames",
+            "--full-index",
+        ]);
         git.args(["--no-abbrev", "--ignore-submodules=none", &from, &to]);
         git.env("GIT_DIR", self.git_dir);
         let raw = transport::output(&mut git, self.git_dir, "compare trees", None, &[0])?;
@@ -327,52 +396,94 @@ impl Moved<'_> {
         Ok(copy)
     }
 
-    /// What differs, and the paths of which changes would be lost.
-    fn steps(
+    /// Compares what differs with what is there, where `old` becomes `merged`.
+    fn few_steps(
         &self,
         old: &Index,
-        new: &Index,
+        differ: &Differences,
+        merged: &Merged,
         index_time: u64,
-        discard: bool,
-    ) -> Result<(Vec<Step>, Vec<Vec<u8>>)> {
-        let (mut steps, mut lost) = (Vec::new(), Vec::new());
-        // Those that are to be compared, with what their content should be, and what they are to become.
-        let mut doubtful = Vec::new();
-        let unmerged = |entry: &Result<IndexEntry>| !entry.as_ref().is_ok_and(|one| one.stage > 0);
-        let mut old = old.entries().filter(unmerged).peekable();
-        let mut new = new.entries().peekable();
-        loop {
-            let (before, after) = match (old.peek(), new.peek()) {
-                (None, None) => break,
-                (Some(Ok(one)), Some(Ok(other))) => match one.path.cmp(&other.path) {
-                    Ordering::Less => (old.next(), None),
-                    Ordering::Greater => (None, new.next()),
-                    Ordering::Equal => (old.next(), new.next()),
-                },
-                (Some(_), None) | (Some(Err(_)), _) => (old.next(), None),
-                (None, Some(_)) | (_, Some(Err(_))) => (None, new.next()),
+    ) -> Result<Compared> {
+        let (mut steps, mut lost, mut doubtful) = (Vec::new(), Vec::new(), Vec::new());
+        let entries = old.entries();
+        for (path, (_, after)) in &differ.files {
+            let known = entries.binary_search_by(|entry| entry.path.cmp(path)).ok();
+            let at = merged.new.get(path).copied();
+            if at.is_none() && known.is_none_or(|known| merged.kept[known].is_some()) {
+                // It is staged as it is to be.
+                continue;
+            }
+            let next = at.and(*after);
+            let step = Step {
+                path: path.clone(),
+                oid: next.map(|(_, oid)| oid),
+                is_gitlink: next.is_some_and(|(mode, _)| mode == GITLINK),
+                found: racy::find(self.worktree, path),
+                is_tracked: known.is_some(),
+                at,
             };
-            let (before, after) = (before.transpose()?, after.transpose()?);
-            let after = after.filter(|next| !next.skipped);
-            let Some(entry) = before else {
-                steps.extend(after.map(|next| self.step(&next.path, Some(&next), false)));
+            let Some(entry) = known.map(|known| &entries[known]) else {
+                steps.push(step);
                 continue;
             };
-            let same =
-                after.as_ref().is_some_and(|next| (next.mode, next.oid) == (entry.mode, entry.oid));
+            match self.state(entry, step.found, index_time) {
+                State::Changed => lost.push(path.clone()),
+                State::Unknown => {
+                    steps.push(step.clone());
+                    doubtful.push((entry.clone(), step));
+                }
+                State::Same | State::Absent => steps.push(step),
+            }
+        }
+        lost.extend(self.different(doubtful)?.into_iter().map(|(entry, _)| entry.path));
+        lost.sort_unstable();
+        let places =
+            entries.iter().zip(&merged.kept).filter_map(|(entry, at)| Some((entry, (*at)?)));
+        let young = places.filter(|(entry, _)| u64::from(entry.mtime.0) >= index_time);
+        let kept = young.map(|(entry, at)| Kept { entry: entry.clone(), at }).collect();
+        Ok(Compared { steps, lost, kept })
+    }
+
+    /// Compares the two indexes with what is there.
+    fn steps(&self, old: &Index, new: &Index, index_time: u64, discard: bool) -> Result<Compared> {
+        let (mut steps, mut lost, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        // Those that are to be compared, with what their content should be, and what they are to become.
+        let mut doubtful = Vec::new();
+        let mut old = old.entries().iter().filter(|entry| entry.stage == 0).peekable();
+        let mut new = new.entries().iter().peekable();
+        loop {
+            let order = match (old.peek(), new.peek()) {
+                (None, None) => break,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(one), Some(other)) => one.path.cmp(&other.path),
+            };
+            let before = if order.is_le() { old.next() } else { None };
+            let after = if order.is_ge() { new.next() } else { None };
+            let after = after.filter(|next| !next.skipped);
+            let Some(entry) = before else {
+                steps.extend(after.map(|next| self.step(&next.path, Some(next), false)));
+                continue;
+            };
+            let same = after.is_some_and(|next| (next.mode, next.oid) == (entry.mode, entry.oid));
+            if let Some(next) = after.filter(|_| same && !entry.skipped)
+                && u64::from(entry.mtime.0) >= index_time
+            {
+                kept.push(Kept { entry: entry.clone(), at: next.at });
+            }
             if entry.skipped || (same && !discard) {
                 continue;
             }
             // What is judged is what is not to have changed when the move is made.
-            let step = self.step(&entry.path, after.as_ref(), true);
-            let state = self.state(&entry, step.found, index_time);
+            let step = self.step(&entry.path, after, true);
+            let state = self.state(entry, step.found, index_time);
             match (state, discard) {
-                (State::Changed, false) => lost.push(entry.path),
+                (State::Changed, false) => lost.push(entry.path.clone()),
                 (State::Unknown, false) => {
                     steps.push(step.clone());
-                    doubtful.push((entry, step));
+                    doubtful.push((entry.clone(), step));
                 }
-                (State::Unknown, true) if same => doubtful.push((entry, step)),
+                (State::Unknown, true) if same => doubtful.push((entry.clone(), step)),
                 (State::Same, true) if same => {}
                 _ => steps.push(step),
             }
@@ -385,7 +496,7 @@ impl Moved<'_> {
         }
         lost.sort_unstable();
         steps.sort_unstable_by(|one, other| one.path.cmp(&other.path));
-        Ok((steps, lost))
+        Ok(Compared { steps, lost, kept })
     }
 
     fn step(&self, path: &[u8], next: Option<&IndexEntry>, is_tracked: bool) -> Step {
@@ -417,114 +528,11 @@ impl Moved<'_> {
         if entry.mode == GITLINK {
             return State::Same;
         }
-        let stated = (entry.mtime.0, entry.mtime.1, entry.ctime, entry.ino, entry.size);
-        let found = (
-            now.modified.seconds as u32,
-            now.modified.nanoseconds,
-            now.changed.seconds as u32,
-            now.ino.0 as u32,
-            recorded_size(now.size),
-        );
         let settled = u64::from(entry.mtime.0) < index_time;
-        match stated == found && (entry.uid, entry.gid) == (now.uid, now.gid) && settled {
+        match is_exact(entry, &now) || (settled && is_alike(entry, &now)) {
             true => State::Same,
             false => State::Unknown,
         }
-    }
-
-    /// Those of `doubtful` whose content is not that of their entries.
-    fn different(&self, doubtful: Vec<(IndexEntry, Step)>) -> Result<Vec<(IndexEntry, Step)>> {
-        let hash = self.repository.hash();
-        let mut different = Vec::new();
-        let (mut listed, mut apart) = (Vec::new(), Vec::new());
-        for (entry, step) in doubtful {
-            let path = &entry.path;
-            if entry.mode == LINK {
-                let target = step.found.and_then(|found| self.worktree.read_link(found.ino).ok());
-                let oid = target.and_then(|target| object_id(hash, Kind::Blob, &target).ok());
-                if oid != Some(entry.oid) {
-                    different.push((entry, step));
-                }
-            } else if path.contains(&b'\n') || path.starts_with(b"\"") {
-                apart.push((entry, step));
-            } else {
-                listed.push((entry, step));
-            }
-        }
-        // In a list, one is a line.
-        let mut input = Vec::new();
-        for (entry, _) in &listed {
-            input.extend_from_slice(&entry.path);
-            input.push(b'\n');
-        }
-        let mut found = Vec::new();
-        if !listed.is_empty() {
-            found = self.hashes(&["--stdin-paths"], None, input)?;
-        }
-        for (entry, _) in &apart {
-            found.extend(self.hashes(&["--"], Some(&entry.path), Vec::new())?);
-        }
-        let all = listed.into_iter().chain(apart);
-        different.extend(
-            all.zip(found)
-                .filter(|((entry, _), found)| *found != entry.oid.to_string())
-                .map(|(one, _)| one),
-        );
-        Ok(different)
-    }
-
-    /// What git makes of files as they are, by their paths.
-    fn hashes(&self, args: &[&str], path: Option<&[u8]>, input: Vec<u8>) -> Result<Vec<String>> {
-        use std::os::unix::ffi::OsStrExt;
-        let mut git = transport::git();
-        git.arg("hash-object").args(args).current_dir(self.dir);
-        git.args(path.map(std::ffi::OsStr::from_bytes));
-        let said = transport::output(&mut git, self.git_dir, "compare files", Some(input), &[0])?;
-        Ok(String::from_utf8_lossy(&said).lines().map(str::to_owned).collect())
-    }
-
-    /// What is not git's and where something is to be made.
-    fn in_the_way(&self, steps: &[Step]) -> BTreeSet<Vec<u8>> {
-        // A file that is tracked, and above one that is to be, is to go.
-        let tracked: BTreeSet<&[u8]> =
-            steps.iter().filter(|step| step.is_tracked).map(|step| &*step.path).collect();
-        let mut found = BTreeSet::new();
-        for step in steps.iter().filter(|step| step.oid.is_some()) {
-            for (end, _) in step.path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
-                let above = &step.path[..end];
-                let Some(now) = racy::find(self.worktree, above) else { break };
-                if now.kind != NodeKind::Directory {
-                    if !tracked.contains(above) {
-                        found.insert(above.to_owned());
-                    }
-                    break;
-                }
-            }
-            let is_file = step.found.is_some_and(|found| found.kind != NodeKind::Directory);
-            if is_file && !step.is_tracked {
-                found.insert(step.path.clone());
-            }
-        }
-        found
-    }
-
-    /// Those of `paths` that git is not told to ignore.
-    fn not_ignored(&self, paths: &BTreeSet<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
-        if paths.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut git = transport::git();
-        git.args(["check-ignore", "-z", "--stdin"]).current_dir(self.dir);
-        let mut input = Vec::new();
-        for path in paths {
-            input.extend_from_slice(path);
-            input.push(0);
-        }
-        // 1: none is.
-        let said =
-            transport::output(&mut git, self.git_dir, "see what is ignored", Some(input), &[0, 1])?;
-        let ignored: BTreeSet<&[u8]> = said.split(|byte| *byte == 0).collect();
-        Ok(paths.iter().filter(|path| !ignored.contains(&***path)).cloned().collect())
     }
 }
 
