@@ -462,6 +462,11 @@ mod tests {
         }
         let head = format!("{}\n", "0123456789".repeat(4));
         std::fs::write(fixture.git_dir.join("HEAD"), head).unwrap();
+        let gone = "it is at a commit that the repository does not have";
+        assert_eq!(fixture.report().findings, fixture.bad("HEAD", gone));
+        let repository = gix::open(&fixture.common).unwrap();
+        let head = format!("{}\n", repository.head_id().unwrap());
+        std::fs::write(fixture.git_dir.join("HEAD"), head).unwrap();
         assert_eq!(fixture.report().findings, []);
     }
 

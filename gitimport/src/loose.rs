@@ -12,14 +12,15 @@
 //!
 //! [gitrepository-layout(5)]: https://git-scm.com/docs/gitrepository-layout
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agentfs_engine::GitOid;
 use gix::bstr::ByteSlice;
-use gix::config::Source;
 use gix::refs::FullName;
 
 use crate::error::{Error, Result};
@@ -29,27 +30,49 @@ use crate::repository::{Repository, guarded};
 
 /// How often the directory of a reference is made anew, which git removes when it is empty.
 const ATTEMPTS: u32 = 3;
+/// How long a configuration is believed that nothing is seen to have changed: there may be files now that were not there.
+const AGE_MAX: Duration = Duration::from_secs(600);
+/// How much older than its change the time of a file may be (inode(7): the clock of the kernel's timer).
+const TICK: Duration = Duration::from_millis(20);
+
 /// Which version of a file this is: its inode number, size, and time of change.
 type Version = (u64, u64, i64, i64);
 
-/// The configuration of a repository as it was read.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Configuration(Vec<Option<Version>>);
+/// The files from which a repository's configuration was read.
+#[derive(Debug)]
+pub(crate) struct Configuration {
+    files: Vec<(PathBuf, Option<Version>)>,
+    since: Instant,
+}
 
 impl Configuration {
-    /// What it is now for the repository at `git_dir`.
-    pub(crate) fn now(git_dir: &Path) -> Self {
-        let version = |path: PathBuf| {
-            let of = fs::metadata(path).ok()?;
-            Some((of.ino(), of.size(), of.ctime(), of.ctime_nsec()))
-        };
-        let sources = [Source::GitInstallation, Source::System, Source::Git, Source::User];
-        let places = sources
-            .iter()
-            .map(|source| source.storage_location(&mut |variable| std::env::var_os(variable)));
-        let own = std::iter::once(Some(git_dir.join("config")));
-        Self(places.chain(own).map(|place| place.and_then(version)).collect())
+    /// That of `git`, which was begun to be opened at `begun`.
+    pub(crate) fn of(git: &gix::Repository, begun: SystemTime) -> Self {
+        let config = git.config_snapshot();
+        let files: BTreeSet<_> = config
+            .plumbing()
+            .sections()
+            .filter_map(|section| section.meta().path.clone())
+            .collect();
+        let begun = begun.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(TICK);
+        let begun = (i64::try_from(begun.as_secs()).unwrap_or(0), i64::from(begun.subsec_nanos()));
+        // One that has changed since may have been read before or after that.
+        let read = |path: &Path| version(path).filter(|of| (of.2, of.3) < begun);
+        let files = files.into_iter().map(|path| (path.clone(), read(&path))).collect();
+        Self { files, since: Instant::now() }
     }
+
+    /// Whether it is what would be read now.
+    pub(crate) fn is_current(&self) -> bool {
+        let is_same =
+            |(path, read): &(PathBuf, Option<Version>)| read.is_some() && version(path) == *read;
+        self.since.elapsed() < AGE_MAX && self.files.iter().all(is_same)
+    }
+}
+
+fn version(path: &Path) -> Option<Version> {
+    let of = fs::metadata(path).ok()?;
+    Some((of.ino(), of.size(), of.ctime(), of.ctime_nsec()))
 }
 
 /// Makes reference `name`, of which there is none, lead to `commit`, and begins its log with `message` if the
@@ -214,9 +237,15 @@ mod tests {
 
     const MESSAGE: &str = "branch: made by a test";
 
+    /// Opens a repository whose configuration may have been written just now.
+    fn open(path: &Path) -> Repository {
+        std::thread::sleep(2 * TICK);
+        Repository::open(path).unwrap()
+    }
+
     fn setup(sandbox: &Sandbox) -> (PathBuf, Repository, GitOid) {
         let path = sandbox.repository("source").join(".git");
-        let repository = Repository::open(&path).unwrap();
+        let repository = open(&path);
         let commit = repository.resolve("HEAD").unwrap().id;
         (path, repository, commit)
     }
@@ -249,7 +278,7 @@ mod tests {
         assert_eq!(refs, "a\nb/c\nb/d\ngits\nmain");
         git(&path, &["fsck", "--strict"]);
         git(&path, &["config", "core.logAllRefUpdates", "false"]);
-        let repository = repository.reopen().unwrap();
+        let repository = open(&path);
         assert!(create(&repository, &full("unlogged"), &commit, Some(MESSAGE)));
         assert!(!path.join("logs/refs/heads/unlogged").exists());
     }
@@ -306,12 +335,13 @@ mod tests {
             git(&path, &["config", setting, value]);
             // Also before it is known what has changed.
             assert!(!create(&repository, &full(&other), &commit, None), "{setting}");
-            let repository = repository.reopen().unwrap();
+            let repository = open(&path);
             assert!(!create(&repository, &full(&other), &commit, None), "{setting}");
             repository.create_branch(&other, &commit, true).unwrap();
             git(&path, &["config", "--unset", setting]);
             let other = format!("d{at}");
-            assert!(create(&repository.reopen().unwrap(), &full(&other), &commit, None));
+            assert!(!create(&Repository::open(&path).unwrap(), &full(&other), &commit, None));
+            assert!(create(&open(&path), &full(&other), &commit, None));
         }
     }
 

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use agentfs_engine::{GitOid, HashKind};
 use gix::bstr::ByteSlice;
@@ -76,8 +77,7 @@ impl Repository {
     }
 
     fn open_with(git_dir: &Path, odb: Option<&Arc<Odb>>, trees: Arc<Remembered>) -> Result<Self> {
-        // Before it is read: of one that changes meanwhile it is then known.
-        let configuration = Configuration::now(git_dir);
+        let begun = SystemTime::now();
         let not_one = |why: String| Error::NotARepository { path: git_dir.to_owned(), why };
         // gix reads objects only to resolve what is not a plain reference or a full id.
         let limits = [format!("gitoxide.objects.allocLimit={WHOLE_OBJECT_BYTES_MAX}")];
@@ -107,6 +107,7 @@ impl Repository {
             None => Odb::open(&local.common_dir().join("objects"), hash)?,
         };
         let replacements = Arc::new(Replacements::of_repository(&local, &odb));
+        let configuration = Configuration::of(&local, begun);
         Ok(Self { git, git_dir: git_dir.to_owned(), odb, replacements, configuration, trees })
     }
 
@@ -137,7 +138,7 @@ impl Repository {
 
     /// Whether its configuration is still what it was opened with.
     pub(crate) fn is_configured_so(&self) -> bool {
-        self.configuration == Configuration::now(&self.git_dir)
+        self.configuration.is_current()
     }
 
     /// gix's view of it, for this thread.

@@ -147,19 +147,39 @@ mod tests {
     use crate::gittest::{Sandbox, commit, git};
     use crate::repository::Repository;
 
-    /// A worktree, its git directory, its commit, and where nothing is.
-    fn setup(sandbox: &Sandbox) -> (PathBuf, PathBuf, GitOid, PathBuf) {
-        let worktree = sandbox.repository("source");
-        let git_dir = worktree.join(".git");
-        let commit = Repository::open(&git_dir).unwrap().resolve("HEAD").unwrap().id;
-        (worktree, git_dir, commit, sandbox.path("nowhere"))
+    struct Setup {
+        worktree: PathBuf,
+        git_dir: PathBuf,
+        common: PathBuf,
+        commit: GitOid,
+        nowhere: PathBuf,
+    }
+
+    impl Setup {
+        fn new(sandbox: &Sandbox) -> Self {
+            let common = sandbox.repository("source").join(".git");
+            let worktree = sandbox.path("linked");
+            git(&common, &["worktree", "add", "-q", "-b", "linked", worktree.to_str().unwrap()]);
+            let git_dir = common.join("worktrees/linked");
+            let (commit, nowhere) = (head(&common), sandbox.path("nowhere"));
+            Self { worktree, git_dir, common, commit, nowhere }
+        }
+
+        fn share(&self) -> PathBuf {
+            share(&self.git_dir, &self.common, self.commit, &self.nowhere).unwrap()
+        }
+    }
+
+    fn head(common: &Path) -> GitOid {
+        Repository::open(common).unwrap().resolve("linked").unwrap().id
     }
 
     #[test]
     fn what_is_the_same_is_there_once_and_what_differs_is_not() {
         let sandbox = Sandbox::new();
-        let (worktree, git_dir, at, nowhere) = setup(&sandbox);
-        let share = || share(&git_dir, &git_dir, at, &nowhere).unwrap();
+        let setup = Setup::new(&sandbox);
+        let Setup { worktree, git_dir, common, commit: at, nowhere } = &setup;
+        let share = || setup.share();
         let first = share();
         assert_eq!(share(), first);
         // Where the branch is called otherwise, or a process is at work.
@@ -167,22 +187,22 @@ mod tests {
         fs::write(git_dir.join("index.lock"), "").unwrap();
         assert_eq!(share(), first);
         fs::remove_file(git_dir.join("index.lock")).unwrap();
-        fs::write(git_dir.join("HEAD"), "ref: refs/heads/main\n").unwrap();
-        assert!(git(&worktree, &["worktree", "list"]).contains("(detached HEAD) locked"));
+        fs::write(git_dir.join("HEAD"), "ref: refs/heads/linked\n").unwrap();
+        assert!(git(worktree, &["worktree", "list"]).contains("(detached HEAD) locked"));
         // It is its own source, under the same name.
-        assert_eq!(super::share(&first, &git_dir, at, &nowhere).unwrap(), first);
+        assert_eq!(super::share(&first, common, *at, nowhere).unwrap(), first);
         let mut seen = BTreeSet::from([first.clone()]);
         fs::write(git_dir.join("MERGE_MSG"), "merge\n").unwrap();
         assert!(seen.insert(share()));
         fs::write(worktree.join("staged"), "1").unwrap();
-        git(&worktree, &["add", "staged"]);
+        git(worktree, &["add", "staged"]);
         assert!(seen.insert(share()));
-        git(&worktree, &["config", "index.skipHash", "true"]);
+        git(worktree, &["config", "index.skipHash", "true"]);
         let index = git_dir.join("index");
         let mut before = None;
         for content in ["2", "3"] {
             fs::write(worktree.join("staged"), content).unwrap();
-            git(&worktree, &["add", "staged"]);
+            git(worktree, &["add", "staged"]);
             let length = fs::metadata(&index).unwrap().len();
             assert!(before.replace(length).is_none_or(|before| before == length));
             // Nothing but the content tells them apart.
@@ -190,39 +210,40 @@ mod tests {
             File::options().append(true).open(&index).unwrap().set_modified(at).unwrap();
             assert!(seen.insert(share()), "{content}");
         }
-        commit(&worktree, "second", b"2");
-        let other = Repository::open(&git_dir).unwrap().resolve("HEAD").unwrap().id;
+        commit(worktree, "second", b"2");
+        let other = head(common);
         let state = seen.last().unwrap().clone();
-        assert!(seen.insert(super::share(&state, &git_dir, other, &nowhere).unwrap()));
-        let listed = || fs::read_dir(git_dir.join(WORKTREES)).map_or(0, Iterator::count);
-        assert_eq!(listed(), seen.len());
+        assert!(seen.insert(super::share(&state, common, other, nowhere).unwrap()));
+        let listed = || fs::read_dir(common.join(WORKTREES)).map_or(0, Iterator::count);
+        assert_eq!(listed(), seen.len() + 1);
         // Those of others stay.
         let known = BTreeSet::from([first.as_path()]);
-        assert_eq!(sweep(&git_dir, &sandbox.path("elsewhere"), &known).unwrap(), 0);
-        assert_eq!(sweep(&git_dir, &nowhere, &known).unwrap(), seen.len() as u64 - 1);
-        assert_eq!(listed(), 1);
-        assert_eq!(sweep(&sandbox.path("none"), &nowhere, &known).unwrap(), 0);
+        assert_eq!(sweep(common, &sandbox.path("elsewhere"), &known).unwrap(), 0);
+        assert_eq!(sweep(common, nowhere, &known).unwrap(), seen.len() as u64 - 1);
+        assert_eq!(listed(), 2);
+        assert_eq!(sweep(&sandbox.path("none"), nowhere, &known).unwrap(), 0);
     }
 
     #[test]
     fn what_is_staged_in_one_stays_and_does_not_change_with_its_origin() {
         let sandbox = Sandbox::new();
-        let (worktree, git_dir, at, nowhere) = setup(&sandbox);
-        let listed = || git(&worktree, &["ls-files", "--stage"]);
+        let setup = Setup::new(&sandbox);
+        let Setup { worktree, git_dir, common, nowhere, .. } = &setup;
+        let listed = || git(worktree, &["ls-files", "--stage"]);
         fs::write(worktree.join("staged"), "staged, and nowhere else\n").unwrap();
-        git(&worktree, &["add", "staged"]);
-        let (before, object) = (listed(), git(&worktree, &["rev-parse", ":staged"]));
-        let shared = share(&git_dir, &git_dir, at, &nowhere).unwrap();
-        git(&worktree, &["rm", "-q", "-f", "staged"]);
-        git(&worktree, &["gc", "-q", "--prune=now"]);
-        assert_eq!(git(&worktree, &["cat-file", "-p", &object]), "staged, and nowhere else");
+        git(worktree, &["add", "staged"]);
+        let (before, object) = (listed(), git(worktree, &["rev-parse", ":staged"]));
+        let shared = setup.share();
+        git(worktree, &["rm", "-q", "-f", "staged"]);
+        git(worktree, &["gc", "-q", "--prune=now"]);
+        assert_eq!(git(worktree, &["cat-file", "-p", &object]), "staged, and nowhere else");
         assert_ne!(listed(), before);
         fs::copy(shared.join("index"), git_dir.join("index")).unwrap();
         assert_eq!(listed(), before);
-        git(&worktree, &["rm", "-q", "-f", "staged"]);
-        sweep(&git_dir, &nowhere, &BTreeSet::new()).unwrap();
-        git(&worktree, &["gc", "-q", "--prune=now"]);
-        let missing = crate::gittest::command(&worktree, &["cat-file", "-e", &object]).status();
+        git(worktree, &["rm", "-q", "-f", "staged"]);
+        sweep(common, nowhere, &BTreeSet::new()).unwrap();
+        git(worktree, &["gc", "-q", "--prune=now"]);
+        let missing = crate::gittest::command(worktree, &["cat-file", "-e", &object]).status();
         assert!(!missing.unwrap().success(), "nothing but the shared directory has kept it");
     }
 }
