@@ -33,7 +33,6 @@ mod layout;
 pub mod limits;
 mod local;
 mod locate;
-mod loose;
 pub mod mend;
 pub mod monitor;
 pub mod names;

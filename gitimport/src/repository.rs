@@ -10,9 +10,9 @@ use gix::bstr::ByteSlice;
 
 use crate::error::{Error, Result};
 use crate::limits::{SYMBOLIC_REFERENCES_MAX, TAG_CHAIN_MAX, WHOLE_OBJECT_BYTES_MAX};
-use crate::loose::Configuration;
 use crate::object::{Kind, from_gix, to_gix_kind};
 use crate::odb::{Odb, Reader};
+use crate::references::Configuration;
 use crate::replace::Replacements;
 use crate::tree::Remembered;
 

@@ -16,8 +16,8 @@ use gix::refs::FullName;
 use crate::error::{Error, Result};
 use crate::files::{self, ASIDE};
 use crate::limits::{GIT_FILE_BYTES_MAX, STATE_DEPTH_MAX};
-use crate::loose;
 use crate::monitor::INTERRUPTED;
+use crate::references;
 use crate::repository::Repository;
 use crate::saved::{DIGESTS, restate, write_digests};
 use crate::transport;
@@ -263,7 +263,7 @@ impl Repository {
     /// [`Error::Git`] if there is such a branch, or the name is not one.
     pub fn create_branch(&self, name: &str, commit: &GitOid, logged: bool) -> Result<()> {
         let name = self.full_name(&format!("{HEADS}{name}"))?;
-        if loose::create(self, &name, commit, logged.then_some(CREATED)) {
+        if references::create(self, &name, commit, logged.then_some(CREATED)) {
             return Ok(());
         }
         let none = "0".repeat(commit.as_bytes().len() * 2);
@@ -276,7 +276,7 @@ impl Repository {
     /// # Errors
     /// [`Error::Git`] if the name is not one.
     pub fn unlock_branch(&self, name: &str, commit: &GitOid) -> Result<()> {
-        loose::remove_lock(self, &self.full_name(&format!("{HEADS}{name}"))?, commit);
+        references::remove_lock(self, &self.full_name(&format!("{HEADS}{name}"))?, commit);
         Ok(())
     }
 
@@ -291,13 +291,14 @@ impl Repository {
         self.update_ref("delete", &self.full_name(name)?, &["-d"], &[&commit.to_string()])
     }
 
-    /// Has reference `name`, a full name of no branch, lead to `commit`, so that git keeps what is reachable from it.
+    /// Has reference `name`, a full name of no branch that nobody else gives, lead to `commit`, so that git keeps what is
+    /// reachable from it.
     ///
     /// # Errors
     /// [`Error::Git`].
     pub fn keep(&self, name: &str, commit: &GitOid) -> Result<()> {
         let name = self.full_name(name)?;
-        if loose::create(self, &name, commit, None) {
+        if references::create_unique(self, &name, commit) {
             return Ok(());
         }
         self.update_ref("update", &name, &[], &[&commit.to_string()])

@@ -40,6 +40,11 @@ pub fn recover(daemon: &Daemon) -> Result<()> {
     redirects::sweep(daemon)?;
     snapshots::complete_restores(daemon);
     switch::complete(daemon);
+    // What they have left may have been needed when the others were looked at.
+    let mut batch = daemon.store.batch()?;
+    if batch.sweep_layers()? > 0 {
+        batch.commit()?;
+    }
     snapshots::sweep(daemon)?;
     git_states::sweep(daemon)?;
     // What commands had mounted is dead, and so are they.
