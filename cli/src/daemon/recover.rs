@@ -40,11 +40,7 @@ pub fn recover(daemon: &Daemon) -> Result<()> {
     redirects::sweep(daemon)?;
     snapshots::complete_restores(daemon);
     switch::complete(daemon);
-    // What they have left may have been needed when the others were looked at.
-    let mut batch = daemon.store.batch()?;
-    if batch.sweep_layers()? > 0 {
-        batch.commit()?;
-    }
+    sweep_layers(daemon)?;
     snapshots::sweep(daemon)?;
     git_states::sweep(daemon)?;
     // What commands had mounted is dead, and so are they.
@@ -91,6 +87,15 @@ fn settle(daemon: &Daemon) -> Result<()> {
         batch.remove_branch(&branch.repository, &branch.name);
     }
     batch.commit()?;
+    Ok(())
+}
+
+/// Removes layers that were needed until what a killed daemon had begun was completed.
+fn sweep_layers(daemon: &Daemon) -> Result<()> {
+    let mut batch = daemon.store.batch()?;
+    if batch.sweep_layers()? > 0 {
+        batch.commit()?;
+    }
     Ok(())
 }
 
