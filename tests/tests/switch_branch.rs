@@ -5,10 +5,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::Instant;
 
 use agentfs_tests::fleet::{assert_sound, change, fork, mounted, status};
 use agentfs_tests::{TestStore, campaign, fuse_available, git, tree};
+
+/// In so many steps the moment of a kill goes through the time that a switch takes.
+const PARTS: u32 = 20;
 
 type Seen = (String, String, String, std::collections::BTreeMap<std::path::PathBuf, tree::Entry>);
 
@@ -100,12 +103,14 @@ fn a_killed_daemon_leaves_the_one_branch_there_or_the_other() {
     }
     let (store, dir, of_main, of_side) = two();
     let place = dir.display().to_string();
-    let mut here = "main";
+    let start = Instant::now();
+    store.ok(&["switch", &place, "side"]);
+    let (mut here, whole) = ("side", start.elapsed());
     let (mut moved, mut stayed) = (0, 0);
     for round in 0..campaign::rounds(20) {
         let to = if here == "main" { "side" } else { "main" };
-        // It takes some milliseconds. A command whose daemon is gone before it has asked starts another one.
-        let after = Duration::from_micros(2_000 + round * 700 % 14_000);
+        // A command whose daemon is gone before it has asked starts another one.
+        let after = whole * (1 + round as u32 * 7 % PARTS) / PARTS;
         let is_done = store.kill_daemon_during(&["switch", &place, to], after);
         store.ok(&["status"]);
         let shown = seen(&dir);
