@@ -27,7 +27,7 @@ pub(crate) const VERSION: u32 = 2;
 pub(crate) const TREE_SIGNATURE: &[u8; 4] = b"TREE";
 const MONITOR_SIGNATURE: &[u8; 4] = b"FSMN";
 /// Bytes of an entry before the object id.
-const STAT_BYTES: usize = 40;
+pub(crate) const STAT_BYTES: usize = 40;
 /// A name of this length or longer is recorded as having it; the reader looks for the NUL.
 pub(crate) const NAME_LENGTH_MAX: usize = 0xFFF;
 /// What git records for a size that is a multiple of 4 GiB, since 0 means "unknown" to it.

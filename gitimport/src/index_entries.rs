@@ -5,7 +5,7 @@
 
 use agentfs_engine::{GitOid, HashKind};
 
-use crate::index::NAME_LENGTH_MAX;
+use crate::index::{NAME_LENGTH_MAX, SIGNATURE, STAT_BYTES};
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,9 +30,6 @@ pub(crate) struct IndexEntry {
     pub(crate) path: Vec<u8>,
 }
 
-const SIGNATURE: &[u8] = b"DIRC";
-/// Bytes of an entry before the object id.
-pub(crate) const STAT_BYTES: usize = 40;
 const EXTENDED: u16 = 0x4000;
 /// Assume-valid, and the stage.
 const NOT_PLAIN: u16 = 0xb000;
@@ -95,7 +92,7 @@ impl<'a> Entries<'a> {
     /// As [`each`].
     pub(crate) fn new(bytes: &'a [u8], hash: HashKind) -> Result<Self, String> {
         let mut at = Bytes(bytes);
-        if at.take(4) != Some(SIGNATURE) {
+        if at.take(4) != Some(SIGNATURE.as_slice()) {
             return Err("it does not begin as an index does".into());
         }
         let version = at.u32().filter(|version| (2..=4).contains(version));

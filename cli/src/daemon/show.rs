@@ -13,7 +13,7 @@ use agentfs_gitimport::walk::ImportedTrees;
 
 use crate::daemon::state::Daemon;
 use crate::daemon::worktrees::{Slot, Up};
-use crate::daemon::{calls, git_states, opening, report};
+use crate::daemon::{calls, git_states, opening};
 use crate::error::{Failure, Kind, Result};
 use crate::protocol::Switched;
 
@@ -71,7 +71,7 @@ pub fn show(daemon: &Daemon, up: &Arc<Up>, other: &Branch) -> Result<Switched> {
         repository: repository.clone(),
         branch: other.name.clone(),
         from: from.commit.map(|commit| commit.id.to_string()),
-        commit: report::commit_of(daemon, &other, Some(git_dir)).unwrap_or_default(),
+        commit: at.commit.map(|commit| commit.id.to_string()).unwrap_or_default(),
         head: at.text.strip_prefix("ref: refs/heads/").map(Into::into),
         paths: 0,
         before: None,

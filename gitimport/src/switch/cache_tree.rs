@@ -131,8 +131,8 @@ impl CacheTree {
     }
 }
 
-/// The path of the directory around another.
-fn above(path: &[u8]) -> &[u8] {
+/// The path of the directory in which a path is, both with a slash at the end if they are directories.
+pub(super) fn above(path: &[u8]) -> &[u8] {
     let name = path.strip_suffix(b"/").unwrap_or(path);
     let end = name.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
     &path[..end]

@@ -10,8 +10,8 @@ use super::cache_tree::CacheTree;
 use super::index::Index;
 use super::plan::Side;
 use super::trees::Differences;
-use crate::index::{NAME_LENGTH_MAX, SIGNATURE, TREE_SIGNATURE, VERSION};
-use crate::index_entries::{IndexEntry, STAT_BYTES};
+use crate::index::{NAME_LENGTH_MAX, SIGNATURE, STAT_BYTES, TREE_SIGNATURE, VERSION};
+use crate::index_entries::IndexEntry;
 
 /// Extensions that git leaves out of an index that it moves: what is told of files, what was resolved, and where
 /// what is in it.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use agentfs_engine::GitOid;
 use agentfs_engine::tree::EntryKind;
 
+use super::cache_tree::above;
 use super::plan::Plan;
 use crate::attributes;
 use crate::convert::{self, Scope};
@@ -45,17 +46,17 @@ impl Plan {
         let mut scopes: BTreeMap<&[u8], Scope> = BTreeMap::new();
         for (path, tree) in trees {
             let name = path.strip_suffix(b"/").unwrap_or(path);
-            let start = name.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+            let around = above(path);
             let outer = match path.is_empty() {
                 true => conversions.root(),
-                false => match scopes.get(&name[..start]) {
+                false => match scopes.get(around) {
                     Some(outer) => outer.clone(),
                     None => return Ok(None),
                 },
             };
             let replaced = repository.replacements();
             let text = attributes::read(&lane, &mut None, &mut reader, tree, replaced)?;
-            scopes.insert(path, outer.enter(&name[start..], text.as_deref())?);
+            scopes.insert(path, outer.enter(&name[around.len()..], text.as_deref())?);
         }
         let mut plain = Vec::with_capacity(self.steps.len());
         for step in &self.steps {
@@ -67,8 +68,8 @@ impl Plan {
                 plain.push(Plain::Directory);
                 continue;
             }
-            let start = step.path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
-            let (dir, name) = step.path.split_at(start);
+            let dir = above(&step.path);
+            let name = &step.path[dir.len()..];
             let entry = trees.get(dir).and_then(|tree| tree.find(name));
             let (Some(entry), Some(scope)) = (entry, scopes.get(dir)) else { return Ok(None) };
             if entry.oid != oid {
