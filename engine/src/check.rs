@@ -189,6 +189,7 @@ impl Checker<'_> {
         self.index.branches.par_iter().try_for_each(|branch| self.check_branch(branch))?;
         self.index.other_snapshots().par_iter().try_for_each(|one| self.check_snapshot(one))?;
         self.check_owners();
+        self.check_pages();
         Ok(())
     }
 
@@ -477,6 +478,14 @@ impl Checker<'_> {
             overlay::check(&changed, &mut find);
         }
         Ok(())
+    }
+
+    /// Tells which pages of the database were damaged when all of this was read.
+    fn check_pages(&self) {
+        let pages = self.store.damaged_pages();
+        if !pages.is_empty() {
+            self.find(Finding::BadPages { pages });
+        }
     }
 
     /// Looks for layers that nobody needs, and for heads and outboxes of branches that are not on

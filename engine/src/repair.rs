@@ -37,6 +37,11 @@ const PIECE_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Step {
+    /// Write what damaged pages of the database had, which their parity tells.
+    Pages {
+        /// Their numbers.
+        pages: Vec<u64>,
+    },
     /// Write the database anew, without the damaged entries of tables that can be made again. What these said is
     /// missing then, and a check that follows says what that is.
     Database {
@@ -91,6 +96,9 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Pages { pages } => {
+                write!(f, "write pages {pages:?} of the database from their parity")
+            }
             Self::Database { tables } => {
                 let tables = tables.join(", ");
                 write!(f, "write the database anew without the damaged entries of {tables}")
@@ -140,6 +148,7 @@ pub fn plan(findings: &[Finding]) -> Vec<Step> {
 
 fn step_for(finding: &Finding) -> Option<Step> {
     Some(match finding {
+        Finding::BadPages { pages } => Step::Pages { pages: pages.clone() },
         Finding::BadTree { id, .. } | Finding::WrongTree { id, .. } => Step::Tree(*id),
         Finding::WrongContent { id, .. } => Step::Content(*id),
         Finding::BadChunk { id, .. } => Step::Chunk(*id),
@@ -217,6 +226,7 @@ impl Repair<'_> {
     /// done it.
     fn take(&self, step: &Step) -> Result<()> {
         match step {
+            Step::Pages { .. } => self.store.rebuild_pages(),
             Step::Database { .. } => self.store.renew_database(),
             Step::Tree(id) => self.store.tree(*id).map(drop),
             Step::Chunk(id) => self.store.core().load(&Object::Chunk(*id)).map(drop),

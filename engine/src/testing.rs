@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::storage::{File, Storage};
+pub use crate::store::tamper_database;
 
 const SECTOR_BYTES: usize = 512;
 

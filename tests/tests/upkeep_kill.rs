@@ -180,8 +180,10 @@ fn a_repair_that_is_killed_between_two_things_goes_on_with_the_next() {
     assert!(midway * 2 > rounds, "{midway} of {rounds} kills came midway");
 }
 
-/// Flips a bit of each object id that the database has of a file of git, wherever that is. Returns how many were there.
+/// Flips a bit of each object id that the database has of a file of git, wherever that is, and takes the parity of all
+/// pages, so that nothing makes up for it. Returns how many ids were there.
 fn flip_ids(database: &Path, ids: &[Vec<u8>]) -> usize {
+    const PAGE_BYTES: usize = 4096;
     let mut bytes = fs::read(database).unwrap();
     let mut found = 0;
     for id in ids {
@@ -192,6 +194,9 @@ fn flip_ids(database: &Path, ids: &[Vec<u8>]) -> usize {
             found += 1;
         }
     }
+    // Two pages of headers; groups of checksums, parity and 64 pages.
+    let parities = bytes.chunks_mut(PAGE_BYTES).skip(2 + 1).step_by(2 + 64);
+    parities.for_each(|parity| parity.fill(0x55));
     fs::write(database, bytes).unwrap();
     found
 }

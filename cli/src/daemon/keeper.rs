@@ -1,5 +1,5 @@
 //! Snapshots that nobody has to ask for, so that any branch can go back: of each one that is written, every few
-//! minutes; thinned by age.
+//! minutes; thinned by age. Beside that, what a crash has left of the database without protection gets it again.
 
 use std::collections::HashSet;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -50,9 +50,16 @@ impl Keeper {
         let (stop, stopped) = channel();
         let daemon: Weak<Daemon> = Arc::downgrade(daemon);
         let look = move || {
+            let mut protected = false;
             while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
                 let Some(daemon) = daemon.upgrade() else { return };
                 redirects::clean_in_background(&daemon);
+                if !protected {
+                    protected = true;
+                    if let Err(error) = daemon.store.protect_database(&Cancel::default()) {
+                        warn!("the database is not protected from damage: {error}");
+                    }
+                }
                 if let Err(failure) = keep(&daemon, now()) {
                     warn!("cannot keep snapshots: {failure}");
                 }

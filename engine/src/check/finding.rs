@@ -9,6 +9,11 @@ use crate::store::Object;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Finding {
+    /// Pages of the database are damaged. What they had is known, and was read.
+    BadPages {
+        /// Their numbers.
+        pages: Vec<u64>,
+    },
     /// A table of the database cannot be read to its end, or not by its keys.
     BadTable {
         /// The table.
@@ -188,6 +193,12 @@ pub enum Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::BadPages { pages } => {
+                write!(
+                    f,
+                    "pages {pages:?} of the database are damaged; the parity has what they had"
+                )
+            }
             Self::BadTable { table, why } => write!(f, "table {table}: {why}"),
             Self::BadEntry { why, .. } | Self::BadChunk { why, .. } | Self::BadTree { why, .. } => {
                 f.write_str(why)

@@ -11,7 +11,7 @@ use crate::progress::Silent;
 use crate::repair::{Step, Surroundings, execute, plan};
 use crate::storage::Storage;
 use crate::store::{Batch, Repository};
-use crate::testing::FaultyStorage;
+use crate::testing::{FaultyStorage, tamper_database};
 use crate::tree::{EncodedTree, Entry, EntryKind, TreeBuilder};
 use crate::worktree::Contents;
 
@@ -301,10 +301,13 @@ fn damage_in_the_database_is_found_or_harmless() {
     let mut found = 0;
     for (seed, dice) in noise(9, 8 * 250).chunks_exact(8).enumerate() {
         let at = u64::from_le_bytes(dice.try_into().unwrap()) as usize % good.len();
-        storage.tamper(&path, |bytes| {
-            *bytes = good.clone();
+        storage.tamper(&path, |bytes| bytes.clone_from(&good));
+        // Beyond what the parity can know.
+        let flip = |bytes: &mut [u8]| {
+            let at = at % bytes.len();
             bytes[at] ^= 1 << (seed % 8);
-        });
+        };
+        tamper_database(&storage, &path, flip).unwrap();
         let Ok(store) = Store::open_on(Arc::new(storage.clone()), Path::new(DIR)) else {
             found += 1;
             continue;

@@ -20,6 +20,7 @@ use redb::{
 
 use super::Counters;
 use super::held::HeldFile;
+use super::parity::ParityFile;
 use super::tables::Table;
 use crate::error::{Error, Result};
 use crate::limits::DATABASE_CACHE_BYTES;
@@ -45,6 +46,7 @@ fn definition(table: Table) -> Definition {
 pub(super) struct Database {
     path: PathBuf,
     file: Arc<HeldFile>,
+    pages: Arc<ParityFile>,
     /// `None` only while it is dropped.
     database: Option<redb::Database>,
 }
@@ -95,14 +97,32 @@ impl Database {
     ) -> Result<Self> {
         let file = HeldFile::new(file).map_err(|error| Error::io("measure", path, error))?;
         let file = Arc::new(file);
-        let backend = Backend { file: Arc::clone(&file), counters, syncs };
+        let pages = ParityFile::new(Arc::clone(&file));
+        let pages = Arc::new(pages.map_err(|error| translate(path, redb::Error::Io(error)))?);
+        let backend = Backend { pages: Arc::clone(&pages), counters, syncs };
         let database = shielded(path, || {
             redb::Builder::new()
                 .set_cache_size(DATABASE_CACHE_BYTES)
                 .create_with_backend(backend)
                 .map_err(redb::Error::from)
         })?;
-        Ok(Self { path: path.to_owned(), file, database: Some(database) })
+        Ok(Self { path: path.to_owned(), file, pages, database: Some(database) })
+    }
+
+    /// Pages in use that were found damaged, and are so still. Nothing has been lost by that.
+    pub(super) fn damaged_pages(&self) -> Vec<u64> {
+        self.pages.damaged()
+    }
+
+    /// Writes what the damaged pages had, durably.
+    pub(super) fn rebuild_pages(&self) -> Result<()> {
+        self.pages.rebuild().map_err(|error| Error::io("write", &self.path, error))
+    }
+
+    /// Sees to it that part number `part` of the pages can lose one. Says whether there was anything to do; `None`
+    /// behind the last part. Durable with the next transaction.
+    pub(super) fn protect_pages(&self, part: usize) -> Result<Option<bool>> {
+        self.pages.protect(part).map_err(|error| Error::io("use", &self.path, error))
     }
 
     /// Moves everything together and gives back the rest of the file. Nothing else may use it. A crash
@@ -298,7 +318,7 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 /// The file under redb.
 #[derive(Debug)]
 struct Backend {
-    file: Arc<HeldFile>,
+    pages: Arc<ParityFile>,
     counters: Arc<Counters>,
     /// Not while a database is made: then only its end counts.
     syncs: bool,
@@ -306,15 +326,15 @@ struct Backend {
 
 impl redb::StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.file.len()
+        Ok(self.pages.len())
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read_at(offset, out)
+        self.pages.read_at(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        self.pages.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -322,11 +342,15 @@ impl redb::StorageBackend for Backend {
             return Ok(());
         }
         self.counters.syncs.fetch_add(1, Ordering::Relaxed);
-        self.file.sync()
+        self.pages.sync()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.counters.bytes_written.fetch_add(data.len() as u64, Ordering::Relaxed);
-        self.file.write_at(offset, data)
+        self.pages.write_at(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.pages.flush()
     }
 }

@@ -29,6 +29,8 @@ mod layers;
 mod line;
 mod loading;
 mod open;
+mod parity;
+mod protect;
 mod read;
 mod records;
 mod renew;
@@ -68,6 +70,8 @@ pub(crate) use line::{
     visit_inodes,
 };
 pub(crate) use open::tail_of;
+#[cfg(any(test, feature = "testing"))]
+pub use parity::tamper::tamper_database;
 pub(crate) use read::{decode_verified, empty_content};
 pub(crate) use records::Record;
 pub(crate) use renew::is_made_again;
@@ -94,7 +98,7 @@ const RENEWAL_TRIES: u32 = 100;
 const RENEWAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// The format of the store that this code reads and writes.
-pub const STORE_FORMAT: u32 = 2;
+pub const STORE_FORMAT: u32 = 3;
 
 /// A content that the store holds, as the git map knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

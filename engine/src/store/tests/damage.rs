@@ -119,23 +119,23 @@ fn another_format_is_refused_by_name() {
     let (storage, store) = fresh();
     drop(store);
     let format = Path::new(DIR).join("format");
-    assert_eq!(storage.contents(&format).unwrap(), b"agentfs store 2\n");
-    storage.tamper(&format, |text| *text = b"agentfs store 21\n".to_vec());
+    assert_eq!(storage.contents(&format).unwrap(), b"agentfs store 3\n");
+    storage.tamper(&format, |text| *text = b"agentfs store 31\n".to_vec());
     let before = storage.contents(&database());
     let error = open(&storage).unwrap_err();
-    assert!(matches!(error, Error::UnknownFormat { found: 21, known: 2, .. }), "{error}");
+    assert!(matches!(error, Error::UnknownFormat { found: 31, known: 3, .. }), "{error}");
     storage.tamper(&format, |text| *text = b"something else".to_vec());
     assert!(matches!(open(&storage), Err(Error::Corrupt { .. })));
     assert!(storage.contents(&database()) == before);
 
-    storage.tamper(&format, |text| *text = b"agentfs store 2\n".to_vec());
+    storage.tamper(&format, |text| *text = b"agentfs store 3\n".to_vec());
     let store = open(&storage).unwrap();
-    let sealed = tables::seal(tables::META_FORMAT, 3_u32.to_le_bytes().to_vec());
+    let sealed = tables::seal(tables::META_FORMAT, 4_u32.to_le_bytes().to_vec());
     let changes = [(tables::META_FORMAT.to_vec(), Some(sealed))].into();
     let changes = [(Table::Meta, changes)].into();
     store.core.lock_state().database.as_ref().unwrap().apply(&changes).unwrap();
     drop(store);
-    assert!(matches!(open(&storage), Err(Error::UnknownFormat { found: 3, .. })));
+    assert!(matches!(open(&storage), Err(Error::UnknownFormat { found: 4, .. })));
 }
 
 #[test]
@@ -212,26 +212,47 @@ fn a_truncated_database_is_an_error_and_stays_as_it_was() {
     assert!(survives(&storage, &files));
 }
 
+/// Damages `bytes`: a bit, or up to 600 bytes.
+fn garble(bytes: &mut [u8], roll: u64) {
+    let at = roll as usize % bytes.len();
+    bytes[at] ^= 1 << (roll % 7);
+    if roll.is_multiple_of(3) {
+        let end = (at + 600).min(bytes.len());
+        bytes[at..end].fill((roll >> 32) as u8);
+    }
+}
+
+fn rolls() -> Vec<u64> {
+    let dice = noise(42, 8 * 300);
+    dice.chunks_exact(8).map(|roll| u64::from_le_bytes(roll.try_into().unwrap())).collect()
+}
+
 #[test]
 fn a_garbled_database_never_panics_and_never_lies() {
     let (storage, files) = filled();
     let bytes = storage.contents(&database()).unwrap();
     let mut noticed = 0;
-    let dice = noise(42, 8 * 300);
-    for roll in dice.chunks_exact(8) {
-        let roll = u64::from_le_bytes(roll.try_into().unwrap()) as usize;
-        storage.tamper(&database(), |file| {
-            *file = bytes.clone();
-            let at = roll % bytes.len();
-            file[at] ^= 1 << (roll % 7);
-            if roll.is_multiple_of(3) {
-                let end = (at + 600).min(bytes.len());
-                file[at..end].fill((roll >> 32) as u8);
-            }
-        });
+    for roll in rolls() {
+        storage.tamper(&database(), |file| file.clone_from(&bytes));
+        // Beyond what checksums and parity can know.
+        crate::testing::tamper_database(&storage, &database(), |file| garble(file, roll)).unwrap();
         noticed += u32::from(!survives(&storage, &files));
     }
     assert!(noticed > 20, "the damage must hit something: {noticed}");
+}
+
+#[test]
+fn a_database_with_one_damaged_page_is_whole() {
+    let (storage, files) = filled();
+    let bytes = storage.contents(&database()).unwrap();
+    for roll in rolls() {
+        storage.tamper(&database(), |file| {
+            file.clone_from(&bytes);
+            let page = roll as usize % (bytes.len() / 4096) * 4096;
+            garble(&mut file[page..page + 4096], roll >> 8);
+        });
+        assert!(survives(&storage, &files), "roll {roll}");
+    }
 }
 
 #[test]
