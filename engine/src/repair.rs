@@ -9,6 +9,8 @@
 //! Every step is one transaction, and leaves a state in which the next repair can go on: a crash in
 //! between costs nothing.
 
+mod salvage;
+
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::io;
@@ -47,6 +49,12 @@ pub enum Step {
     Database {
         /// The tables.
         tables: Vec<&'static str>,
+    },
+    /// Have what is whole of a damaged outbox take its place. What is not is lost. The branch has links to be counted again then, as
+    /// a check that follows says.
+    Outbox {
+        /// The branch, as repository and name.
+        branch: String,
     },
     /// Make a directory object anew from its git tree.
     Tree(TreeId),
@@ -103,6 +111,12 @@ impl fmt::Display for Step {
                 let tables = tables.join(", ");
                 write!(f, "write the database anew without the damaged entries of {tables}")
             }
+            Self::Outbox { branch } => {
+                write!(
+                    f,
+                    "branch {branch}: write what is whole of its outbox anew, without the rest"
+                )
+            }
             Self::Tree(id) => write!(f, "rebuild tree {id} from git"),
             Self::Content(id) => write!(f, "rebuild content {id} from git"),
             Self::Chunk(id) => write!(f, "rebuild chunk {id} from git or an outbox"),
@@ -155,6 +169,7 @@ fn step_for(finding: &Finding) -> Option<Step> {
         Finding::MissingChunk { chunk, .. } | Finding::LostBytes { chunk, .. } => {
             Step::Chunk(*chunk)
         }
+        Finding::BadOutbox { branch, .. } => Step::Outbox { branch: branch.clone() },
         Finding::BadRecord { object, .. } => Step::Record(*object),
         Finding::WrongLinks { branch, ino, stated, found } => {
             Step::Links { branch: branch.clone(), ino: *ino, stated: *stated, links: *found }
@@ -185,6 +200,8 @@ pub struct Taken {
     pub step: Step,
     /// What came of it.
     pub outcome: Result<(), String>,
+    /// What could not be kept, although it was taken.
+    pub lost: Option<String>,
 }
 
 /// Executes `steps`. The caller holds no batch.
@@ -204,12 +221,20 @@ pub fn execute(
     let mut taken = Vec::with_capacity(steps.len());
     for step in steps {
         cancel.check()?;
-        let outcome = repair.take(step).map_err(|error| error.to_string());
-        match &outcome {
-            Ok(()) => info!("repaired: {step}"),
-            Err(why) => warn!("not repaired: {step}: {why}"),
+        let (outcome, lost) = match repair.take(step) {
+            Ok(lost) => {
+                info!("repaired: {step}");
+                (Ok(()), lost)
+            }
+            Err(error) => {
+                warn!("not repaired: {step}: {error}");
+                (Err(error.to_string()), None)
+            }
+        };
+        if let Some(lost) = &lost {
+            warn!("lost: {lost}");
         }
-        taken.push(Taken { step: step.clone(), outcome });
+        taken.push(Taken { step: step.clone(), outcome, lost });
     }
     Ok(taken)
 }
@@ -223,9 +248,10 @@ struct Repair<'a> {
 
 impl Repair<'_> {
     /// Takes a step by which nothing is rebuilt; of the others, tells whether [`Self::rebuild`] has
-    /// done it.
-    fn take(&self, step: &Step) -> Result<()> {
-        match step {
+    /// done it. Returns what is lost by it.
+    fn take(&self, step: &Step) -> Result<Option<String>> {
+        let taken: Result<()> = match step {
+            Step::Outbox { branch } => return self.salvage(branch),
             Step::Pages { .. } => self.store.rebuild_pages(),
             Step::Database { .. } => self.store.renew_database(),
             Step::Tree(id) => self.store.tree(*id).map(drop),
@@ -254,7 +280,7 @@ impl Repair<'_> {
                 let branch = self.closed(branch)?;
                 let snapshot = self.store.core().snapshot();
                 let Some((layer, _)) = drained_of(&snapshot, branch.number)? else {
-                    return Ok(());
+                    return Ok(None);
                 };
                 let line = line_of(&snapshot, layer, Some(branch.number))?;
                 let below = line.layers.iter().rev().nth(1).copied();
@@ -277,18 +303,24 @@ impl Repair<'_> {
                 self.unknown(*number)?;
                 self.remove_outbox(*number)
             }
-        }
+        };
+        taken.map(|()| None)
     }
 
-    /// The branch that is called `name` and that nobody has open, nor anything in its outbox that the
-    /// rows do not have.
-    fn closed(&self, name: &str) -> Result<&Branch> {
+    /// The branch that is called `name` and that nobody has open.
+    fn named(&self, name: &str) -> Result<&Branch> {
         let same = |branch: &&Branch| format!("{}:{}", branch.repository, branch.name) == name;
         let branch = self.branches.iter().find(same);
         let branch = branch.ok_or_else(|| Error::NoSuch { kind: "branch", name: name.into() })?;
         if self.surroundings.is_open(branch) {
             return Err(Error::Refused(format!("branch {name} is mounted: unmount it first")));
         }
+        Ok(branch)
+    }
+
+    /// As [`Self::named`], with nothing in its outbox that the rows do not have.
+    fn closed(&self, name: &str) -> Result<&Branch> {
+        let branch = self.named(name)?;
         let drained = drained_of(&self.store.core().snapshot(), branch.number)?;
         let drained = drained.map(|(_, drained)| drained).unwrap_or_default();
         let storage = self.store.core().segments().storage();

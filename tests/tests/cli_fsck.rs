@@ -187,6 +187,18 @@ fn a_damaged_outbox_is_reported_and_its_branch_is_not_mounted() {
     assert!(text[0].contains(name) && text[0].contains("at byte 64"), "{text:?}");
     assert!(text[1].starts_with(&format!("{} is not mounted", dir.display())), "{text:?}");
     assert!(fs::read(&newest).unwrap() == whole, "the check changes nothing");
+
+    // What is whole takes its place; what is not is told, and kept for whoever wants to look at it.
+    let repaired = store.run(&["fsck", "--repair"]);
+    assert_eq!(repaired.code, 5, "{}{}", repaired.stdout, store.log());
+    let mut told = repaired.stdout.lines().filter(|line| line.starts_with("lost: "));
+    let lost = told.next().expect("what is lost");
+    assert!(lost.contains("branch source:main") && lost.contains("lost record"), "{lost}");
+    assert!(fs::read(newest.with_extension("obx.damaged")).unwrap() == whole);
+    assert_eq!(fs::read_to_string(dir.join("newer")).unwrap(), "newer");
+    assert_eq!(fs::read_to_string(dir.join("dir/two")).unwrap(), "changed");
+    let clean = store.run(&["fsck", "--repair"]);
+    assert_eq!(clean.code, 0, "{}", clean.stdout);
 }
 
 #[test]

@@ -42,6 +42,7 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
         for failed in &done.not_repaired {
             writeln!(out, "not done: {}: {}", failed.step, failed.why)?;
         }
+        done.lost.iter().try_for_each(|lost| writeln!(out, "lost: {lost}"))?;
         let told = (done.repaired.len() + done.not_repaired.len()) as u64;
         let more = done.steps.saturating_sub(told);
         if more > 0 {
@@ -50,6 +51,9 @@ pub fn run(args: &Args, output: Output) -> Result<u8> {
         findings(out, &done.after)?;
         verdict(out, &done.after)
     })?;
+    if !done.lost.is_empty() {
+        return Ok(Kind::Damaged.exit_code());
+    }
     Ok(code(&done.after, !done.repaired.is_empty()))
 }
 

@@ -50,7 +50,9 @@ impl Surroundings for Around<'_> {
 /// # Errors
 /// What keeps the store from being read at all. What cannot be repaired is no error.
 pub fn repair(daemon: &Daemon, call: &Call) -> Result<Repaired> {
-    let taken = take_steps(daemon, call)?.into_iter();
+    let taken = take_steps(daemon, call)?;
+    let mut lost: Vec<_> = taken.iter().filter_map(|one| one.lost.clone()).collect();
+    let taken = taken.into_iter();
     let mut done: Vec<_> = taken.map(|one| (one.step.to_string(), one.outcome)).collect();
     // What is there after that decides what its git directories need.
     for step in check::beside(daemon)?.steps {
@@ -73,14 +75,15 @@ pub fn repair(daemon: &Daemon, call: &Call) -> Result<Repaired> {
     let more = repaired.len() + not_repaired.len();
     repaired.truncate(Repaired::STEPS_MAX);
     not_repaired.truncate(Repaired::STEPS_MAX);
+    lost.truncate(Repaired::STEPS_MAX);
     let steps = more as u64;
-    Ok(Repaired { steps, repaired, not_repaired, after: check::check(daemon, call)? })
+    Ok(Repaired { steps, repaired, not_repaired, lost, after: check::check(daemon, call)? })
 }
 
 /// Takes the steps that the findings of a check ask for.
 fn take_steps(daemon: &Daemon, call: &Call) -> Result<Vec<Taken>> {
     let take = |steps: &[Step]| execute(&daemon.store, steps, &Around(daemon), &call.cancel);
-    let is_first = |step: &Step| matches!(step, Step::Database { .. });
+    let is_first = |step: &Step| matches!(step, Step::Database { .. } | Step::Outbox { .. });
     let steps = plan(&checked(daemon, call)?.findings);
     let (first, rest): (Vec<_>, Vec<_>) = steps.into_iter().partition(is_first);
     let mut taken = take(&first)?;
@@ -88,11 +91,15 @@ fn take_steps(daemon: &Daemon, call: &Call) -> Result<Vec<Taken>> {
         taken.extend(take(&rest)?);
         return Ok(taken);
     }
-    // What the damaged entries said is missing now, and found by that.
+    // What the damaged entries and records said is missing now, and found by that.
     let mut rest = plan(&checked(daemon, call)?.findings);
     rest.retain(|step| !is_first(step));
+    let is_new = |one: &Taken| matches!(one.step, Step::Database { .. }) && one.outcome.is_ok();
+    let is_new = taken.iter().any(is_new);
     taken.extend(take(&rest)?);
-    take_in_again(daemon)?;
+    if is_new {
+        take_in_again(daemon)?;
+    }
     Ok(taken)
 }
 

@@ -578,6 +578,8 @@ pub struct Repaired {
     pub repaired: Vec<String>,
     /// Those that could not be taken, the first [`Repaired::STEPS_MAX`] of them.
     pub not_repaired: Vec<NotRepaired>,
+    /// What could not be kept by those that were taken.
+    pub lost: Vec<String>,
     /// What a check has found afterwards.
     #[serde(flatten)]
     pub after: Checked,

@@ -2,15 +2,13 @@
 //! written, segments are begun, counted and forgotten; nothing here waits for the device.
 
 use std::collections::VecDeque;
-use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::hash::BuildHasher;
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Position};
-use super::segment::{Place, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, segment_name};
+use super::segment::{Place, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, new_salt, segment_name};
 use crate::error::{Error, Result, is_full};
 use crate::id::Sequence;
 use crate::limits::{
@@ -195,7 +193,7 @@ impl Log {
             .storage
             .open(&path, true)
             .map_err(|error| Fault::Passing(Error::io("create", &path, error)))?;
-        let salt = RandomState::new().hash_one(number) as u32;
+        let salt = new_salt(number);
         let first = self.last.next();
         let segment = Arc::new(Segment::new(number, path, file));
         let kept = Kept { segment, first, end: 0, unsynced: true, rewrite_from: None };

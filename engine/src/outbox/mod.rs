@@ -62,6 +62,7 @@ mod frame;
 mod log;
 mod reader;
 mod recovery;
+mod salvage;
 mod segment;
 
 use std::fmt;
@@ -72,6 +73,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use self::commit::Commit;
 pub(crate) use self::examine::{Examination, Examined};
 use self::log::{Fault, Log};
+pub(crate) use self::salvage::{Salvaged, salvage};
 pub use self::segment::Place;
 pub(crate) use self::segment::segment_number_of;
 use crate::error::{Error, Result};

@@ -1,6 +1,7 @@
 //! Reads the frames of a segment one after the other, with bounded memory.
 
 use std::io;
+use std::ops::ControlFlow;
 
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader, PayloadSum, Position, checksum, may_begin};
 use super::segment::SEGMENT_HEADER_BYTES;
@@ -125,6 +126,34 @@ impl<'a> Reader<'a> {
     /// Without a `salt`, since the header of the segment is gone, that of the frame is not checked.
     pub(super) fn stated(&mut self, from: u64, salt: Option<u32>) -> io::Result<Sequence> {
         let mut stated = Sequence::NONE;
+        self.scan(from, salt, |_, header| {
+            stated = stated.max(header.durable);
+            ControlFlow::Continue(())
+        })?;
+        Ok(stated)
+    }
+
+    /// The first offset from `from` on at which there is a frame header, of this salt if one is given, and that header.
+    pub(super) fn seek(
+        &mut self,
+        from: u64,
+        salt: Option<u32>,
+    ) -> io::Result<Option<(u64, FrameHeader)>> {
+        let mut found = None;
+        self.scan(from, salt, |offset, header| {
+            found = Some((offset, header));
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
+
+    /// Calls `visit` for the frame headers from `from` on, wherever they begin.
+    fn scan(
+        &mut self,
+        from: u64,
+        salt: Option<u32>,
+        mut visit: impl FnMut(u64, FrameHeader) -> ControlFlow<()>,
+    ) -> io::Result<()> {
         let mut at = from;
         while at + FRAME_HEADER_BYTES as u64 <= self.len {
             let wanted = (self.len - at).min(PIECE_BYTES as u64) as usize;
@@ -139,11 +168,13 @@ impl<'a> Reader<'a> {
                 let ours = header.filter(|header| {
                     header.is_plausible() && salt.is_none_or(|salt| header.salt == salt)
                 });
-                stated = stated.max(ours.map_or(Sequence::NONE, |header| header.durable));
+                if ours.is_some_and(|header| visit(offset, header).is_break()) {
+                    return Ok(());
+                }
             }
             at += (wanted - FRAME_HEADER_BYTES + 1) as u64;
         }
-        Ok(stated)
+        Ok(())
     }
 
     /// The intact frame header at `at`.

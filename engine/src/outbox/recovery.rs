@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Replayed;
 use super::log::Kept;
 use super::reader::{Found, Reader};
+use super::salvage::DAMAGED;
 use super::segment::{
     Header, OUTBOX_VERSION, Place, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, damaged,
     segment_number,
@@ -145,7 +146,9 @@ pub(super) fn candidates(storage: &dyn Storage, dir: &Path) -> Result<Vec<Candid
     for name in names {
         let path = dir.join(&name);
         let Some(number) = segment_number(&name) else {
-            tracing::warn!(path = %path.display(), "not a file of this outbox; it is left alone");
+            if !name.as_encoded_bytes().ends_with(DAMAGED.as_bytes()) {
+                tracing::warn!(path = %path.display(), "not a file of this outbox; it is left alone");
+            }
             continue;
         };
         let file = storage.open(&path, false).map_err(|error| Error::io("open", &path, error))?;

@@ -1,7 +1,9 @@
 //! Segment files of an outbox, and places in them. `docs/FORMAT.md` gives the bytes.
 
+use std::collections::hash_map::RandomState;
 use std::ffi::OsStr;
 use std::fmt;
+use std::hash::BuildHasher;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,6 +89,11 @@ impl SegmentHeader {
 /// The file name of segment `number`.
 pub(super) fn segment_name(number: u64) -> String {
     format!("{number:08}.obx")
+}
+
+/// A salt for the frames of segment `number`: any number will do that is another one each time.
+pub(super) fn new_salt(number: u64) -> u32 {
+    RandomState::new().hash_one(number) as u32
 }
 
 /// The number of the segment of this file name; `None` if it is not one.

@@ -402,6 +402,20 @@ impl Overlay {
         Ok(sealed.map_or(Next::Changed, Next::Sealed))
     }
 
+    /// Whether the change that `head` holds is of an inode that a change before it should have made and has not, since it
+    /// is lost. Bytes that are no change are of none.
+    pub(crate) fn misses(&self, head: &[u8]) -> bool {
+        let Ok(puts) = decode(head) else { return false };
+        let is_named =
+            |new: Ino| puts.iter().any(|put| matches!(put, Put::Add { ino, .. } if *ino == new));
+        puts.iter().any(|put| match put {
+            Put::Inode(ino, inode) => {
+                ino.is_new() && inode.nlink > 0 && self.node(*ino).is_none() && !is_named(*ino)
+            }
+            _ => false,
+        })
+    }
+
     /// Takes what has changed since the last call.
     pub(crate) fn take_dirty(&mut self) -> Dirty {
         std::mem::take(&mut self.dirty)

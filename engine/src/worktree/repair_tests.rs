@@ -5,16 +5,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::check_tests::{Fixture, LAYER, NAME};
-use super::fixture::{BRANCH, dir, noise};
-use super::{Contents, Worktree};
+use super::fixture::{BRANCH, USER, dir, noise, open};
+use super::{Contents, NewNode, Worktree};
 use crate::check::tests::{FakeGit, fake_oid};
 use crate::check::{Finding, check};
 use crate::error::{Error, Result};
-use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, LayerNumber, Sequence, TreeId};
+use crate::id::{BranchNumber, ChunkId, ContentId, GitOid, Ino, LayerNumber, Sequence, TreeId};
 use crate::outbox::Outbox;
 use crate::progress::{Cancel, Silent};
 use crate::repair::{Step, Surroundings, Taken, execute, plan};
 use crate::source::{Blob, ObjectSource};
+use crate::storage::Storage;
 use crate::store::{Branch, Store, Stored, Table};
 use crate::testing::FaultyStorage;
 
@@ -141,12 +142,95 @@ fn what_belongs_to_no_branch_is_removed_and_nothing_else() {
     assert_eq!((report.findings, report.records), (vec![], 1));
 }
 
+/// Files that a branch has in its outbox alone, and the first of the records that made them.
+const FRESH: u64 = 6;
+
+fn fresh_name(number: u64) -> String {
+    format!("fresh {number}")
+}
+
+/// Makes some files, each in two records, the later of which states the earlier one to be durable.
+fn write_fresh(worktree: &Worktree) {
+    for number in 0..FRESH {
+        let name = fresh_name(number);
+        let made = worktree.create(USER, Ino::ROOT, name.as_bytes(), 0o644, NewNode::File);
+        let ino = made.unwrap().ino;
+        worktree.sync().unwrap();
+        worktree.write(ino, 0, &noise(number, 3000), false).unwrap();
+        worktree.sync().unwrap();
+    }
+    // States that the last one is.
+    let last = worktree.lookup(Ino::ROOT, fresh_name(FRESH - 1).as_bytes()).unwrap().unwrap().ino;
+    worktree.set_xattr(last, b"user.last", b"", super::XattrMode::Any).unwrap();
+}
+
+#[test]
+fn a_damaged_record_costs_what_it_said_and_a_damaged_header_nothing() {
+    let whole = {
+        let Fixture { storage, worktree, .. } = Fixture::new();
+        write_fresh(&worktree);
+        drop(worktree);
+        storage
+    };
+    let path = {
+        let store = Store::open_on(Arc::new(whole.after_crash(0)), &dir()).unwrap();
+        let outbox = store.outbox_dir(BRANCH);
+        let names = whole.list(&outbox).unwrap();
+        names.into_iter().map(|name| outbox.join(name)).max().unwrap()
+    };
+    let len = whole.contents(&path).unwrap().len();
+    let mut losses = 0;
+    for at in (0..len).step_by(97) {
+        let storage = whole.after_crash(0);
+        storage.tamper(&path, |bytes| bytes[at] ^= 4);
+        let store = Store::open_on(Arc::new(storage.clone()), &dir()).unwrap();
+        let found = findings(&store);
+        if found.is_empty() {
+            continue;
+        }
+        assert!(matches!(&found[..], [Finding::BadOutbox { .. }]), "{at}: {found:?}");
+        assert!(refused(repair(&store, None, true)).contains("unmount it first"));
+        assert_eq!(findings(&store), found);
+        let taken = repair(&store, None, false);
+        let lost = taken[0].lost.clone();
+        assert_eq!(steps(taken), [Step::Outbox { branch: NAME.into() }]);
+        assert_eq!(findings(&store), [], "{at}");
+        drop(store);
+        let worktree = open(Arc::new(storage.clone()), &dir()).unwrap();
+        let mut gone = Vec::new();
+        for number in 0..FRESH {
+            let found = worktree.lookup(Ino::ROOT, fresh_name(number).as_bytes()).unwrap();
+            let bytes = found.map(|found| bytes_of(&worktree, found.ino, 4000).unwrap());
+            match bytes {
+                Some(bytes) if bytes == noise(number, 3000) => {}
+                None => gone.push(number),
+                Some(bytes) => {
+                    assert_eq!(bytes, [], "file {number} at {at}");
+                    gone.push(number);
+                }
+            }
+        }
+        match lost {
+            None => assert_eq!(gone, [], "{at}"),
+            Some(lost) => {
+                assert_eq!(gone.len(), 1, "{at}: {lost}");
+                assert!(lost.contains("lost record"), "{lost}");
+                losses += 1;
+            }
+        }
+        worktree.drain().unwrap();
+        let store = Arc::clone(worktree.clean.contents.store());
+        assert_eq!(findings(&store), [], "{at}");
+    }
+    assert!(losses > 100, "{losses}");
+}
+
 /// Takes a chunk away.
 fn lose(fixture: &Fixture, id: ChunkId) {
     fixture.change(|batch| batch.put_row(Table::Chunks, id.as_bytes().to_vec(), None));
 }
 
-fn bytes_of(worktree: &Worktree, ino: crate::Ino, len: usize) -> Result<Vec<u8>> {
+fn bytes_of(worktree: &Worktree, ino: Ino, len: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0xee; len];
     let read = worktree.read(ino, 0, &mut bytes)?;
     bytes.truncate(read);

@@ -5,6 +5,7 @@ mod history;
 
 mod room;
 mod rows;
+mod salvage;
 mod states;
 
 use std::path::Path;
