@@ -151,6 +151,28 @@ fn a_header_without_a_whole_copy_and_a_cut_one_are_refused() {
     assert_eq!(file.write_at(0, &long).unwrap_err().kind(), io::ErrorKind::InvalidInput);
 }
 
+#[test]
+fn a_header_that_is_torn_at_any_byte_leaves_the_one_of_the_last_sync() {
+    let storage = FaultyStorage::new();
+    let file = filled(&storage, 10);
+    let before = storage.contents(Path::new(NAME)).unwrap();
+    // The second is written over the first, which was not synced.
+    file.write_at(0, &header(1)).unwrap();
+    file.write_at(0, &header(2)).unwrap();
+    let after = storage.contents(Path::new(NAME)).unwrap();
+    drop(file);
+    for split in 0..PAGE_BYTES {
+        storage.tamper(Path::new(NAME), |bytes| {
+            bytes.clone_from(&before);
+            for page in bytes.chunks_mut(PAGE_BYTES).zip(after.chunks(PAGE_BYTES)).take(2) {
+                page.0[..split].copy_from_slice(&page.1[..split]);
+            }
+        });
+        let found = read(&open(&storage).unwrap(), 0).unwrap();
+        assert!(found == header(0) || found == header(2), "{split}");
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Act {
     /// Bytes at an offset, as far as there are pages.
