@@ -141,12 +141,13 @@ pub fn git_file(git_dir: &Path) -> Vec<u8> {
     content
 }
 
-/// States that the worktree whose git directory is `git_dir` is at `worktree` now.
+/// States that the worktree whose git directory is `git_dir` is at `worktree` now; whoever is killed meanwhile leaves
+/// what was stated before, or this.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn relocate(git_dir: &Path, worktree: &Path) -> Result<()> {
-    files::write(&git_dir.join("gitdir"), &back_link(worktree))
+    files::replace(&git_dir.join("gitdir"), &back_link(worktree))
 }
 
 /// Removes the git directory of a worktree. It is fine if it is gone already.
@@ -335,6 +336,18 @@ mod tests {
         assert!(git(&worktree, &["status"]).contains("No commits yet"));
         commit(&worktree, "first", b"1");
         assert_eq!(git(&empty, &["log", "--format=%s", "main"]), "first");
+    }
+
+    #[test]
+    fn a_way_back_is_written_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, before) = (dir.path().join("gitdir"), dir.path().join("before"));
+        std::fs::write(&file, "/old/.git\n").unwrap();
+        std::fs::hard_link(&file, &before).unwrap();
+        relocate(dir.path(), Path::new("/new")).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"/new/.git\n");
+        // Whoever is killed meanwhile leaves what was there: that was not written over.
+        assert_eq!(std::fs::read(&before).unwrap(), b"/old/.git\n");
     }
 
     #[test]

@@ -22,7 +22,11 @@ impl Settings {
     /// # Errors
     /// [`Error::Git`] for configuration that cannot be read.
     pub fn of(git_dir: &Path) -> Result<Self> {
-        let options = gix::open::Options::default().open_path_as_is(true);
+        // Whose the worktree is would count as well, but it may be the mount of a daemon that was killed, at which
+        // nobody can look.
+        let trust = gix::sec::Trust::from_path_ownership(git_dir)
+            .map_err(|source| Error::io("look at", git_dir, source))?;
+        let options = gix::open::Options::default().open_path_as_is(true).with(trust);
         let opened = gix::open_opts(git_dir, options).map_err(|error| Error::Git {
             action: "read the configuration".into(),
             git_dir: git_dir.to_owned(),

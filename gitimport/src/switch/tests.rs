@@ -395,4 +395,11 @@ fn what_is_configured_is_what_git_reads() {
     }
     git(&path, &["config", "core.sparseCheckout", "perhaps"]);
     assert!(Settings::of(&git_dir).unwrap().is_sparse(&repository).is_err());
+
+    // Where nobody can look, as at the mount of a daemon that was killed.
+    let file = path.join("no directory");
+    std::fs::write(&file, "").unwrap();
+    std::fs::write(git_dir.join("gitdir"), format!("{}/.git\n", file.join("mount").display()))
+        .unwrap();
+    assert!(Settings::of(&git_dir).unwrap().has_plain_index());
 }
