@@ -189,7 +189,7 @@ impl Checker<'_> {
         self.index.branches.par_iter().try_for_each(|branch| self.check_branch(branch))?;
         self.index.other_snapshots().par_iter().try_for_each(|one| self.check_snapshot(one))?;
         self.check_owners();
-        Ok(())
+        self.check_files()
     }
 
     fn report(self) -> CheckReport {
@@ -498,6 +498,15 @@ impl Checker<'_> {
                 self.find(Finding::OutboxOfNoBranch { number });
             }
         }
+    }
+
+    /// Verifies the plain files of the cache.
+    fn check_files(&self) -> Result<()> {
+        let go_on = || self.cancel.check();
+        let mut find = |name, why| self.find(Finding::BadFile { name, why });
+        let read = self.store.files().check(&go_on, &mut find)?;
+        self.counts.bytes.fetch_add(read, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Verifies the headers of the segments, and counts what nothing uses. A missing segment was
