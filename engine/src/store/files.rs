@@ -29,7 +29,7 @@ use super::tables::Object;
 use super::{Core, Store};
 use crate::error::{Error, Result};
 use crate::id::ContentId;
-use crate::limits::PLAIN_FILES_BYTES_MAX;
+use crate::limits::{PLAIN_FILES_BYTES_MAX, PLAIN_FILES_SPARE_BYTES};
 
 const FILES_DIR: &str = "files";
 /// What the name of a file begins with that is being made.
@@ -290,6 +290,11 @@ impl PlainFiles {
                 return Err(Error::io("create", &self.dir, error));
             }
             _ => {}
+        }
+        let space = rustix::fs::statvfs(&self.dir)
+            .map_err(|errno| Error::io("look for room in", &self.dir, errno.into()))?;
+        if space.f_bavail.saturating_mul(space.f_frsize) < bytes + PLAIN_FILES_SPARE_BYTES {
+            return Ok(None);
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let new = self.dir.join(format!("{NEW_PREFIX}{number}"));
