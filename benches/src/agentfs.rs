@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(3600);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Counters of a worktree that count no request: what the kernel sends on its own, and sums.
-const NO_REQUESTS: [&str; 9] = [
+const NO_REQUESTS: [&str; 10] = [
     "init",
     "forget",
     "bytes_read",
@@ -32,6 +32,7 @@ const NO_REQUESTS: [&str; 9] = [
     "bytes_pushed",
     "errors",
     "panics",
+    "files_passed",
 ];
 
 /// One store with its daemon. Dropping it stops the daemon, by force if it must be.
@@ -40,6 +41,8 @@ pub struct Store {
     home: PathBuf,
     /// The lever that is switched off in this store's mounts.
     off: Option<String>,
+    /// The lever that is off by default and on in this store's mounts.
+    on: Option<String>,
     daemon: Cell<Option<Daemon>>,
 }
 
@@ -139,7 +142,19 @@ impl Stats {
 impl Store {
     /// A store that does not exist yet, at `home`.
     pub fn new(binary: &Path, home: PathBuf, off: Option<String>) -> Self {
-        Self { binary: binary.to_owned(), home, off, daemon: Cell::new(None) }
+        Self { binary: binary.to_owned(), home, off, on: None, daemon: Cell::new(None) }
+    }
+
+    /// The same with a lever on that is off by default.
+    pub fn with_lever(mut self, name: &str) -> Self {
+        self.on = Some(name.to_owned());
+        self
+    }
+
+    /// Whether the kernel has read files past the daemon.
+    pub fn passes_files(&self) -> Result<bool> {
+        let passed = |one: &WorktreeStats| one.counters.get("files_passed").copied();
+        Ok(self.stats()?.worktrees.iter().filter_map(passed).sum::<u64>() > 0)
     }
 
     /// `agentfs` working on this store.
@@ -147,7 +162,8 @@ impl Store {
         // The daemon reads its levers when it starts, and any command may start it.
         let off = self.off.as_deref().unwrap_or_default();
         let run = Run::new(&self.binary).env("AGENTFS_HOME", &self.home);
-        run.env("AGENTFS_LEVERS_OFF", off).limit(LIMIT)
+        let on = self.on.as_deref().unwrap_or_default();
+        run.env("AGENTFS_LEVERS_OFF", off).env("AGENTFS_LEVERS_ON", on).limit(LIMIT)
     }
 
     /// `agentfs clone SOURCE DIR`, timed.
@@ -283,10 +299,13 @@ impl Store {
 
     /// What the daemon has counted so far, over all mounts.
     pub fn counts(&self) -> Result<Counts> {
+        Ok(self.stats()?.counts())
+    }
+
+    fn stats(&self) -> Result<Stats> {
         let answer = self.run().args(["stats", "--json"]).ok()?;
         let stats = Stats::deserialize(result(&answer)?);
-        let stats = stats.context("`agentfs stats --json` tells less than it should")?;
-        Ok(stats.counts())
+        stats.context("`agentfs stats --json` tells less than it should")
     }
 
     /// Does something and counts the requests it cost.

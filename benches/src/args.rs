@@ -181,6 +181,7 @@ fn record(args: &Args, recorded: bool, lab: &Lab, book: &mut Book) -> Result<Rec
         source: source.about,
         phases: book.phases.clone(),
         memory: book.memory.clone(),
+        agents: book.agents.clone(),
     })
 }
 

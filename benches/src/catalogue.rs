@@ -16,12 +16,13 @@ pub enum Group {
     Growth,
     Commands,
     Write,
+    Agents,
 }
 
 impl Group {
     /// In the order they are measured: what writes deletes at its end, and after a deletion nothing
     /// that creates files is measured.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Clone,
         Self::Git,
         Self::Read,
@@ -29,6 +30,7 @@ impl Group {
         Self::Large,
         Self::Check,
         Self::Fleet,
+        Self::Agents,
         Self::Commands,
         Self::Growth,
         Self::Write,
@@ -47,6 +49,7 @@ impl Group {
             Self::Growth => "growth",
             Self::Commands => "commands",
             Self::Write => "write",
+            Self::Agents => "agents",
         }
     }
 
@@ -63,6 +66,7 @@ impl Group {
             Self::Growth => "Growth with the size of the tree",
             Self::Commands => "What agents run, host beside mount",
             Self::Write => "Writing",
+            Self::Agents => "The memory of many agents",
         }
     }
 }
@@ -250,6 +254,13 @@ pub const PHASES: &[Phase] = &[
         "a switch to an old commit, or back",
         "`agentfs switch DIR COMMIT` (up to 20 commits away) against `git checkout`; status clean each time",
         Some(0.05),
+    ),
+    phase(
+        "agents_memory",
+        Group::Agents,
+        "one agent's pass over all files",
+        "every file of a generated tree with large files, read by one agent after the other, each in a worktree of its own, caches dropped before the first; the memory that is then held is in the table",
+        None,
     ),
     phase(
         "growth_usable",

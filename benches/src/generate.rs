@@ -24,6 +24,8 @@ pub enum Recipe {
     Tree { files: u64, commits: u64 },
     /// One file, half of which compresses.
     Large { bytes: u64 },
+    /// `files` small files, and `large` files of so many bytes each, half of which compresses.
+    Mixed { files: u64, large: u64, bytes: u64 },
     /// What the commands of the command table read.
     Commands,
 }
@@ -34,6 +36,7 @@ impl Recipe {
         match self {
             Self::Tree { files, commits } => format!("tree-{files}-{commits}"),
             Self::Large { bytes } => format!("large-{bytes}"),
+            Self::Mixed { files, large, bytes } => format!("mixed-{files}-{large}-{bytes}"),
             Self::Commands => "commands".to_owned(),
         }
     }
@@ -51,6 +54,13 @@ impl Recipe {
         match self {
             Self::Tree { files, commits } => tree(&mut import, &mut random, *files, *commits)?,
             Self::Large { bytes } => large(&mut import, &mut random, *bytes)?,
+            Self::Mixed { files, large, bytes } => {
+                tree(&mut import, &mut random, *files, 1)?;
+                for number in 0..*large {
+                    let path = format!("large_{number:03}.bin");
+                    large_file(&mut import, &mut random, &path, *bytes)?;
+                }
+            }
             Self::Commands => commands(&mut import, &mut random)?,
         }
         import.finish()?;
@@ -153,7 +163,11 @@ fn tree(import: &mut Import, random: &mut Random, files: u64, commits: u64) -> R
 
 fn large(import: &mut Import, random: &mut Random, bytes: u64) -> Result<()> {
     import.commit()?;
-    writeln!(import.stream, "M 100644 inline large.bin\ndata {bytes}")?;
+    large_file(import, random, "large.bin", bytes)
+}
+
+fn large_file(import: &mut Import, random: &mut Random, path: &str, bytes: u64) -> Result<()> {
+    writeln!(import.stream, "M 100644 inline {path}\ndata {bytes}")?;
     let mut left = bytes;
     let mut block = Vec::with_capacity(2 * BLOCK);
     while left > 0 {

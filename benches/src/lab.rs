@@ -31,6 +31,10 @@ pub struct Sizes {
     /// Sizes of the generated trees, and the counted pairs at each.
     pub growth: Vec<(u64, usize)>,
     pub large_bytes: u64,
+    /// Small files of a tree that many agents read, large ones, and the bytes of one of these.
+    pub mixed: (u64, u64, u64),
+    /// How many agents read it.
+    pub agents: Vec<usize>,
     /// Operations of a loop that writes, and of one that syncs each.
     pub written: u64,
     pub synced: u64,
@@ -53,6 +57,8 @@ impl Sizes {
             tree: Recipe::Tree { files: 300, commits: 12 },
             growth: vec![(300, 1), (1_200, 1)],
             large_bytes: 16 << 20,
+            mixed: (300, 2, 2 << 20),
+            agents: vec![1, 3],
             written: 400,
             synced: 100,
             dirty: 200,
@@ -71,6 +77,8 @@ impl Sizes {
             // A native clone of a million files takes minutes and gigabytes: fewer pairs there.
             growth: vec![(10_000, pairs), (100_000, 7.min(pairs)), (1_000_000, 3.min(pairs))],
             large_bytes: 1 << 30,
+            mixed: (5_000, 25, 8 << 20),
+            agents: vec![1, 10, 50],
             written: 4_000,
             synced: 2_000,
             dirty: 10_000,

@@ -25,6 +25,8 @@ pub enum Subject {
     Ours,
     /// agentfs with one lever off.
     Without,
+    /// agentfs with the lever `passthrough` on.
+    Passing,
     /// overlayfs over a finished checkout.
     Overlay,
     /// `git worktree add`.
@@ -40,6 +42,7 @@ impl Subject {
             Self::Native => "native",
             Self::Ours => "agentfs",
             Self::Without => "agentfs without",
+            Self::Passing => "agentfs, passthrough",
             Self::Overlay => "overlayfs",
             Self::Worktree => "git worktree",
             Self::Copy => "cp -a",
@@ -141,6 +144,21 @@ pub struct MemoryPoint {
     pub settled: Memory,
 }
 
+/// What is held in memory when so many agents have read the same tree, in bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgentsPoint {
+    pub subject: Subject,
+    pub agents: u64,
+    /// What each of them has read.
+    pub tree: u64,
+    /// The daemon's memory but for pages of files.
+    pub daemon: u64,
+    /// Pages of files that the kernel holds, more than before.
+    pub pages: u64,
+    /// What the kernel's own objects take, more than before.
+    pub slab: u64,
+}
+
 /// One run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -160,6 +178,8 @@ pub struct Record {
     pub source: About,
     pub phases: Vec<PhaseResult>,
     pub memory: Vec<MemoryPoint>,
+    #[serde(default)]
+    pub agents: Vec<AgentsPoint>,
 }
 
 impl Record {
@@ -247,6 +267,24 @@ pub mod tests {
     use super::*;
     use crate::catalogue::PHASES;
 
+    /// A tree of which ours holds a copy for each agent, and with passthrough one for all.
+    fn agents() -> Vec<AgentsPoint> {
+        let of = |subject, agents, pages| AgentsPoint {
+            subject,
+            agents,
+            tree: 200 << 20,
+            daemon: 30 << 20,
+            pages,
+            slab: 1 << 20,
+        };
+        vec![
+            of(Subject::Ours, 1, 250 << 20),
+            of(Subject::Ours, 11, 2250 << 20),
+            of(Subject::Passing, 1, 250 << 20),
+            of(Subject::Passing, 11, 260 << 20),
+        ]
+    }
+
     /// A record with two measured phases, one of which misses its goal, and one skipped.
     pub fn sample() -> Record {
         let dir = tempfile::tempdir().unwrap();
@@ -297,6 +335,7 @@ pub mod tests {
                 bytes: 1000,
             },
             phases,
+            agents: agents(),
             memory: [10_000, 100_000]
                 .map(|files| MemoryPoint {
                     files,

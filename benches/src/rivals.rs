@@ -33,7 +33,7 @@ pub fn make(lab: &Lab, subject: Subject, source: &Source, until: Until) -> Resul
     let root = lab.fresh("tree");
     let native = |answer| Ok((Site { subject, root: root.clone(), store: None }, answer));
     match subject {
-        Subject::Ours | Subject::Without => {
+        Subject::Ours | Subject::Without | Subject::Passing => {
             let store = lab.store(subject);
             lab.sync();
             let answer = store.clone(&source.git_dir, &root, until == Until::Stored)?;

@@ -190,7 +190,7 @@ impl Checker<'_> {
         self.index.other_snapshots().par_iter().try_for_each(|one| self.check_snapshot(one))?;
         self.check_owners();
         self.check_pages();
-        Ok(())
+        self.check_files()
     }
 
     fn report(self) -> CheckReport {
@@ -507,6 +507,15 @@ impl Checker<'_> {
                 self.find(Finding::OutboxOfNoBranch { number });
             }
         }
+    }
+
+    /// Verifies the plain files of the cache.
+    fn check_files(&self) -> Result<()> {
+        let go_on = || self.cancel.check();
+        let mut find = |name, why| self.find(Finding::BadFile { name, why });
+        let read = self.store.files().check(&go_on, &mut find)?;
+        self.counts.bytes.fetch_add(read, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Verifies the headers of the segments, and counts what nothing uses. A missing segment was

@@ -36,6 +36,11 @@ pub const SEGMENT_BYTES_MAX: u64 = 256 << 20;
 pub const SEGMENTS_OPEN_MAX: usize = 256;
 /// Bytes of verified chunks kept in memory, for files that are read in pieces.
 pub const CHUNK_CACHE_BYTES: usize = 32 << 20;
+/// Bytes of contents that are kept as plain files beside their chunks. They are read through the machine's page
+/// cache, so keeping more than that holds gains nothing: this is half the memory of a machine with 8 GiB.
+pub const PLAIN_FILES_BYTES_MAX: u64 = 4 << 30;
+/// Bytes that making a plain file leaves free on its device: what is only a copy takes no room from what is written.
+pub const PLAIN_FILES_SPARE_BYTES: u64 = 1 << 30;
 /// Bytes of manifests kept in memory.
 pub const MANIFEST_CACHE_BYTES: usize = 8 << 20;
 /// Bytes of database pages kept in memory.

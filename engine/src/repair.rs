@@ -99,6 +99,11 @@ pub enum Step {
         /// The number of the branch.
         number: BranchNumber,
     },
+    /// Remove a plain file of the cache, which is made anew when it is needed.
+    RemoveFile {
+        /// Its name.
+        name: String,
+    },
 }
 
 impl fmt::Display for Step {
@@ -139,6 +144,7 @@ impl fmt::Display for Step {
             Self::RemoveOutbox { number } => {
                 write!(f, "remove the outbox of branch number {number}, which is unknown")
             }
+            Self::RemoveFile { name } => write!(f, "remove plain file {name} of the cache"),
         }
     }
 }
@@ -180,6 +186,9 @@ fn step_for(finding: &Finding) -> Option<Step> {
         Finding::HeadOfNoBranch { number } => Step::RemoveHead { number: *number },
         Finding::LayerOfNobody { layer, rows } => Step::RemoveLayer { layer: *layer, rows: *rows },
         Finding::OutboxOfNoBranch { number } => Step::RemoveOutbox { number: *number },
+        Finding::BadFile { name, .. } if !name.is_empty() => {
+            Step::RemoveFile { name: name.clone() }
+        }
         _ => return None,
     })
 }
@@ -299,6 +308,7 @@ impl Repair<'_> {
                 batch.sweep_layers()?;
                 batch.commit()
             }
+            Step::RemoveFile { name } => self.store.files().remove_named(name),
             Step::RemoveOutbox { number } => {
                 self.unknown(*number)?;
                 self.remove_outbox(*number)

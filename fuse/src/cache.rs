@@ -102,6 +102,12 @@ levers! {
     /// are the kernel's to say as long as it knows the file, so nobody else may change one. Off by
     /// default: without it what is acknowledged is in the outbox.
     writeback_cache = false,
+    /// Large files that a branch has not changed are read from plain files of the store's cache, without asking
+    /// us, and through one page cache for all mounts. Takes the place of `no_open`, `no_create` and
+    /// `writeback_cache`, with which the kernel does not have it, so every open and close of any file sends a
+    /// message; and who wants to write a large file is refused while another reads it. Off by default
+    /// for both.
+    passthrough = false,
     /// Requests come over io_uring instead of `/dev/fuse`, where the kernel has that switched on: one
     /// system call for each, on the processor of the one who asks. Off by default until it is measured.
     io_uring = false,
@@ -119,10 +125,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_lever_but_two_is_on_by_default_and_switches_alone() {
+    fn every_lever_but_three_is_on_by_default_and_switches_alone() {
         let default: Vec<_> = Levers::default().positions().collect();
         for (name, on) in &default {
-            assert_eq!(*on, !matches!(*name, "writeback_cache" | "io_uring"));
+            assert_eq!(*on, !matches!(*name, "writeback_cache" | "passthrough" | "io_uring"));
             let mut levers = Levers::default();
             assert!(levers.switch(name, !on));
             let mut expected = default.clone();

@@ -95,6 +95,7 @@ pub struct Counters {
     bytes_pushed: AtomicU64,
     errors: AtomicU64,
     panics: AtomicU64,
+    files_passed: AtomicU64,
 }
 
 impl Default for Counters {
@@ -109,6 +110,7 @@ impl Default for Counters {
             bytes_pushed: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             panics: AtomicU64::new(0),
+            files_passed: AtomicU64::new(0),
         }
     }
 }
@@ -127,7 +129,7 @@ impl Counters {
     }
 
     /// Every count with its name: the messages, then the bytes that READ returned and that WRITE and
-    /// COPY_FILE_RANGE put into files, the entries listed, what was pushed into the page cache unasked, and the operations that failed.
+    /// COPY_FILE_RANGE put into files, the entries listed, what was pushed into the page cache unasked, the operations that failed, and the opens of files that the kernel reads past us.
     pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
         let others = [
             ("bytes_read", &self.bytes_read),
@@ -137,6 +139,7 @@ impl Counters {
             ("bytes_pushed", &self.bytes_pushed),
             ("errors", &self.errors),
             ("panics", &self.panics),
+            ("files_passed", &self.files_passed),
         ];
         let messages = Message::ALL.iter().map(|kind| (kind.name(), self.of(*kind)));
         let others = others.map(|(name, count)| (name, count.load(Ordering::Relaxed)));
@@ -180,6 +183,11 @@ impl Counters {
 
     pub(crate) fn failed(&self) {
         add(&self.errors, 1);
+    }
+
+    /// A file was opened that is read past us.
+    pub(crate) fn passed(&self) {
+        add(&self.files_passed, 1);
     }
 
     pub(crate) fn panicked(&self) {

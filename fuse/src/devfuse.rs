@@ -34,18 +34,22 @@ pub(crate) struct Session {
     pub(crate) kernel: KernelFuse,
     /// Whether requests are to come over io_uring.
     pub(crate) io_uring: bool,
+    /// Whether files may be read past us.
+    pub(crate) passthrough: bool,
 }
 
 /// The capabilities that `levers` ask for.
-fn wanted(levers: &Levers, io_uring: bool) -> u64 {
+fn wanted(levers: &Levers, io_uring: bool, passthrough: bool) -> u64 {
     [
         (io_uring, flag::OVER_IO_URING),
+        (passthrough, flag::PASSTHROUGH),
         (levers.readdirplus, flag::DO_READDIRPLUS),
         (levers.parallel_dirops, flag::PARALLEL_DIROPS),
         (levers.cache_symlinks, flag::CACHE_SYMLINKS),
         (levers.explicit_invalidation, flag::EXPLICIT_INVAL_DATA),
         (levers.killpriv, flag::HANDLE_KILLPRIV_V2),
-        (levers.writeback_cache, flag::WRITEBACK_CACHE),
+        // The kernel has one of both.
+        (levers.writeback_cache && !passthrough, flag::WRITEBACK_CACHE),
     ]
     .into_iter()
     .filter_map(|(on, flag)| on.then_some(flag))
@@ -53,11 +57,16 @@ fn wanted(levers: &Levers, io_uring: bool) -> u64 {
 }
 
 /// Receives the introduction of the kernel, which is the first message of a mount, and answers it; with
-/// `io_uring` we are ready for that.
+/// `io_uring` we are ready for that, and with `passthrough` for that, as far as the kernel is.
 ///
 /// # Errors
 /// If the kernel speaks another protocol or none, or takes no answer.
-pub(crate) fn handshake(device: &OwnedFd, ops: &Ops, io_uring: bool) -> io::Result<Session> {
+pub(crate) fn handshake(
+    device: &OwnedFd,
+    ops: &Ops,
+    io_uring: bool,
+    passthrough: bool,
+) -> io::Result<Session> {
     let mut request = Buffer::new(REQUEST_BYTES_MAX)?;
     let len = rustix::io::retry_on_intr(|| rustix::io::read(device, &mut *request))?;
     let request = Request::parse(&request[..len]).map_err(io::Error::other)?;
@@ -66,7 +75,9 @@ pub(crate) fn handshake(device: &OwnedFd, ops: &Ops, io_uring: bool) -> io::Resu
         return Err(io::Error::other("the kernel does not introduce itself"));
     };
     ops.done(Message::Init);
-    let Some(agreement) = introduction.agree(wanted(ops.levers(), io_uring)) else {
+    let passthrough = passthrough && introduction.capabilities & flag::PASSTHROUGH != 0;
+    let wanted = wanted(ops.levers(), io_uring, passthrough);
+    let Some(agreement) = introduction.agree(wanted) else {
         let (major, minor) = (introduction.major, introduction.minor);
         let why = format!("the kernel speaks FUSE {major}.{minor}; 7.31 or a later 7 is needed");
         return Err(io::Error::other(why));
@@ -81,7 +92,8 @@ pub(crate) fn handshake(device: &OwnedFd, ops: &Ops, io_uring: bool) -> io::Resu
         minor: introduction.minor,
         capabilities: introduction.capabilities,
     };
-    Ok(Session { kernel, io_uring: agreement.capabilities & flag::OVER_IO_URING != 0 })
+    let io_uring = agreement.capabilities & flag::OVER_IO_URING != 0;
+    Ok(Session { kernel, io_uring, passthrough })
 }
 
 /// Serves the device on `threads` threads, of which the calling one is the first, until the session

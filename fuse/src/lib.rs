@@ -14,8 +14,9 @@
 //!   that can be left behind.
 //!
 //! `unsafe` appears in `health.rs` and `warm.rs`, for system calls that have no safe form, in
-//! `buffer.rs`, for memory that is mapped, and in `uring.rs`, for memory that the kernel writes to.
+//! `buffer.rs`, for memory that is mapped, in `backing.rs`, for what the kernel does for passthrough, and in `uring.rs`, for memory that the kernel writes to.
 
+mod backing;
 mod buffer;
 mod cache;
 mod counters;
@@ -29,6 +30,7 @@ mod mount;
 mod mountinfo;
 mod notify;
 mod ops;
+mod passthrough;
 mod probe;
 mod protocol;
 mod serve;
@@ -46,6 +48,7 @@ pub use mount::{FSTYPE, MountOptions, MountState, mount_state, our_mount_state, 
 pub use mountinfo::mounts_below;
 pub use notify::Stale;
 pub use ops::{Found, Ops, XattrReply};
+pub use passthrough::Barred;
 pub use probe::{Device, KernelFuse, Probe, probe};
 pub use session::{Mounted, mount};
 pub use warm::{Warmed, apart};

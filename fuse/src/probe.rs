@@ -67,6 +67,8 @@ pub struct Probe {
     pub io_uring_enabled: Option<bool>,
     /// Why this process can make no ring of io_uring; `None` if it can.
     pub io_uring_obstacle: Option<String>,
+    /// Why files cannot be read past this process; `None` if they can where the kernel offers it.
+    pub passthrough_obstacle: Option<String>,
     /// Most pages of a message.
     pub pages_max: Option<u32>,
 }
@@ -92,6 +94,7 @@ pub fn probe() -> Probe {
         io_uring_enabled: setting("/sys/module/fuse/parameters/enable_uring")
             .map(|value| value == "Y"),
         io_uring_obstacle: crate::uring::obstacle(),
+        passthrough_obstacle: crate::passthrough::obstacle(),
         pages_max: setting("/proc/sys/fs/fuse/max_pages_limit").and_then(|text| text.parse().ok()),
     }
 }

@@ -6,8 +6,8 @@ use rustix::io::Errno;
 use crate::counters::Message;
 use crate::ops::{Found, Ops, XattrReply};
 use crate::protocol::{
-    self, Args, Copy, Header, Listing, MESSAGE_BYTES_MAX, OPEN_CACHE_LISTING, OPEN_KEEP_CACHE, Op,
-    Writer,
+    self, Args, Copy, Header, Listing, MESSAGE_BYTES_MAX, OPEN_CACHE_LISTING, OPEN_KEEP_CACHE,
+    OPEN_PASSTHROUGH, Op, Writer,
 };
 
 /// What is to be sent back.
@@ -88,7 +88,12 @@ fn answer(ops: &Ops, header: &Header, op: &Op<'_>, out: &mut Writer<'_>) -> Resu
         },
         Op::Getattr => protocol::attributes(&ops.attributes(ino)?, ttl, out),
         Op::Readlink => out.bytes(&ops.read_link(ino)?),
-        Op::Open => protocol::opened(if ops.open()? { OPEN_KEEP_CACHE } else { 0 }, out),
+        Op::Open { flags } => {
+            let opened = ops.open(ino, flags)?;
+            let keep = if opened.keep_pages { OPEN_KEEP_CACHE } else { 0 };
+            let flags = opened.backing.map_or(keep, |_| OPEN_PASSTHROUGH);
+            protocol::opened_as(opened.handle, flags, opened.backing.unwrap_or(0), out);
+        }
         Op::Opendir => {
             let keep = OPEN_KEEP_CACHE | OPEN_CACHE_LISTING;
             protocol::opened(if ops.open_directory()? { keep } else { 0 }, out);
@@ -107,7 +112,7 @@ fn answer(ops: &Ops, header: &Header, op: &Op<'_>, out: &mut Writer<'_>) -> Resu
         Op::Fsync => ops.sync(Message::Fsync, ino)?,
         Op::Fsyncdir => ops.sync(Message::Fsyncdir, ino)?,
         Op::Syncfs => ops.sync(Message::Syncfs, ino)?,
-        Op::Release => ops.done(Message::Release),
+        Op::Release { handle } => ops.close(ino, handle),
         Op::Releasedir => ops.done(Message::Releasedir),
         Op::Destroy => ops.done(Message::Destroy),
         Op::Ioctl => return Err(ops.ioctl()),

@@ -25,6 +25,7 @@ use crate::mount::{self, MountOptions};
 use crate::mountinfo::{self, Place};
 use crate::notify::{Notifier, Stale};
 use crate::ops::Ops;
+use crate::passthrough::{Barred, Passthrough};
 use crate::probe::KernelFuse;
 use crate::start::Start;
 use crate::uring::{self, Worker};
@@ -128,7 +129,21 @@ fn start(
             Err(failure) => warn!("io_uring cannot be used: {failure}"),
         }
     }
-    let session = devfuse::handshake(device, ops, !workers.is_empty())?;
+    let obstacle = || crate::passthrough::obstacle();
+    let passthrough = options.levers.passthrough
+        && match obstacle() {
+            None => true,
+            Some(why) => {
+                warn!("files cannot be read past us: {why}");
+                false
+            }
+        };
+    let session = devfuse::handshake(device, ops, !workers.is_empty(), passthrough)?;
+    if session.passthrough {
+        ops.pass_through(Arc::downgrade(device))?;
+    } else if passthrough {
+        warn!("the kernel does not offer to read files past us: Linux 6.9 and later do");
+    }
     if !session.io_uring && !workers.is_empty() {
         warn!("the kernel does not offer FUSE over io_uring: `agentfs doctor` says how it would");
         workers.clear();
@@ -176,6 +191,17 @@ impl Mounted {
     /// Whether requests come over io_uring.
     pub fn io_uring(&self) -> bool {
         self.session.io_uring
+    }
+
+    /// Whether large files are read past us.
+    pub fn passthrough(&self) -> bool {
+        self.session.passthrough
+    }
+
+    /// From now on, as long as the result lives, no file begins to be read past us; nothing where none is. For who
+    /// changes files in another way than through this mount.
+    pub fn bar_passthrough(&self) -> Option<Barred<'_>> {
+        self.ops.passthrough().map(Passthrough::bar)
     }
 
     /// Every count with its name; see [`Counters::snapshot`].

@@ -29,6 +29,7 @@ pub struct TestStore {
     dir: TempDir,
     home: PathBuf,
     git_config: PathBuf,
+    levers_on: String,
     user: Option<OrdinaryUser>,
     done: Arc<(Mutex<bool>, Condvar)>,
 }
@@ -82,12 +83,24 @@ impl TestStore {
         let home = root.join("store");
         let (watched, lock) = (Arc::clone(&done), home.join("daemon.lock"));
         thread::spawn(move || watch(&watched, limit, &root, &lock));
-        Self { dir, home, git_config: "/dev/null".into(), user: None, done }
+        Self {
+            dir,
+            home,
+            git_config: "/dev/null".into(),
+            levers_on: String::new(),
+            user: None,
+            done,
+        }
     }
 
     /// The store's directory.
     pub fn home(&self) -> &Path {
         &self.home
+    }
+
+    /// Has daemons that are started from now on mount with these levers on, by name with commas between them.
+    pub fn set_levers_on(&mut self, names: &str) {
+        self.levers_on = names.into();
     }
 
     /// Moves the store to another directory below the temporary one.
@@ -183,6 +196,7 @@ impl TestStore {
         let mut command = self.program(own.unwrap_or_else(|| agentfs()));
         command.args(args).env("AGENTFS_HOME", &self.home);
         command.env_remove("AGENTFS_LOG").env_remove("AGENTFS_LEVERS_OFF");
+        command.env("AGENTFS_LEVERS_ON", &self.levers_on);
         command
     }
 

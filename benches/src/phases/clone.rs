@@ -88,7 +88,9 @@ fn worktree(lab: &Lab, source: &Source, book: &mut Book) -> Result<()> {
             }
             Subject::Overlay => overlay(lab, &template, &root, true)?,
             Subject::Copy => return copy(lab, source),
-            Subject::Ours | Subject::Without => mount(&homes, *subject, source, &root)?,
+            Subject::Ours | Subject::Without | Subject::Passing => {
+                mount(&homes, *subject, source, &root)?
+            }
         };
         clean_status(&root)?;
         Ok([answer.seconds()])

@@ -70,7 +70,7 @@ fn branch(lab: &Lab, id: &str, source: &Source, sites: &[Site], book: &mut Book)
                 let add = Run::git(&native.root).args(["worktree", "add", "--quiet", "-b"]);
                 add.arg(name_of(&root)?).arg(&root).ok()?
             }
-            Subject::Ours | Subject::Without => {
+            Subject::Ours | Subject::Without | Subject::Passing => {
                 let site = sites.iter().find(|site| site.subject == *subject);
                 begin(site.context("there is no store")?, source, &root)?
             }

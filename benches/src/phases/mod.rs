@@ -1,5 +1,6 @@
 //! The phases: each group prepares its subjects once and measures its phases one after the other.
 
+mod agents;
 mod check;
 mod clone;
 mod cold;
@@ -19,7 +20,7 @@ use crate::catalogue::{self, Group, Phase};
 use crate::lab::{Lab, Sizes, say, settle_index};
 use crate::loops::Tally;
 use crate::process::{Answer, Run};
-use crate::record::{Cost, MemoryPoint, Outcome, PhaseResult, Series, Subject};
+use crate::record::{AgentsPoint, Cost, MemoryPoint, Outcome, PhaseResult, Series, Subject};
 use crate::report::tables;
 use crate::rivals::{Site, Until, make};
 use crate::source::Source;
@@ -33,6 +34,7 @@ pub struct Book {
     wanted: Vec<String>,
     pub phases: Vec<PhaseResult>,
     pub memory: Vec<MemoryPoint>,
+    pub agents: Vec<AgentsPoint>,
 }
 
 impl Book {
@@ -45,7 +47,7 @@ impl Book {
                 bail!("there is no phase or group `{name}`: --list shows them");
             }
         }
-        Ok(Self { wanted, phases: Vec::new(), memory: Vec::new() })
+        Ok(Self { wanted, phases: Vec::new(), memory: Vec::new(), agents: Vec::new() })
     }
 
     /// Whether a phase was asked for.
@@ -129,6 +131,7 @@ pub fn run(lab: &Lab, source: &Source, book: &mut Book) {
             Group::Large => large::run(lab, book),
             Group::Check => check::run(lab, source, book),
             Group::Fleet => fleet::run(lab, source, book),
+            Group::Agents => agents::run(lab, book),
             Group::Growth => growth::run(lab, book),
             Group::Commands => commands::run(lab, book),
             Group::Write => write::run(lab, source, book),

@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::catalogue;
 
+/// The section about the memory of many agents, which misses no goal but has a choice to explain.
+pub const AGENTS: &str = "agents_memory";
 /// The section about the daemon's memory, which is no phase.
 pub const MEMORY: &str = "memory";
 /// The sentence about how the time until usable grows, which is no phase either.

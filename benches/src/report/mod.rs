@@ -151,6 +151,9 @@ fn scoreboard(out: &mut String, record: &Record, causes: &Causes, drawn: &[&str]
             }
             out.push_str(&tables::memory(record, causes));
         }
+        if group == Group::Agents {
+            out.push_str(&tables::agents(record, causes));
+        }
         for (phase, grown) in phases.iter().filter_map(|p| Some((p, p.cost?.grown?))) {
             let title = tables::title(phase);
             let _ = writeln!(out, "\n{title}: our store grows by {grown} bytes on disk, drained.");

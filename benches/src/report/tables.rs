@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::causes::{Causes, MEMORY, USABLE_GROWTH};
-use crate::record::{Cost, MemoryPoint, Outcome, PhaseResult, Record, Subject};
+use super::causes::{AGENTS, Causes, MEMORY, USABLE_GROWTH};
+use crate::record::{AgentsPoint, Cost, MemoryPoint, Outcome, PhaseResult, Record, Subject};
 use crate::stats::{Summary, ratio, summary};
 
 /// The phase whose time is shared out over the directories of a tree.
@@ -119,7 +119,7 @@ fn shares(cost: &Cost) -> [String; 2] {
 /// A table of phases: ours beside every rival that took part in any of them.
 pub fn phases(phases: &[&PhaseResult]) -> String {
     let rivals: Vec<Subject> =
-        [Subject::Native, Subject::Overlay, Subject::Worktree, Subject::Copy]
+        [Subject::Native, Subject::Passing, Subject::Overlay, Subject::Worktree, Subject::Copy]
             .into_iter()
             .filter(|subject| phases.iter().any(|phase| !phase.of(*subject).is_empty()))
             .collect();
@@ -178,6 +178,42 @@ pub fn comparison(phases: &[PhaseResult]) -> String {
             );
         }
     }
+    out
+}
+
+/// What is held in memory when many agents have read the same tree.
+pub fn agents(record: &Record, causes: &Causes) -> String {
+    let mut out = String::new();
+    let Some(first) = record.agents.first() else { return out };
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    let _ = writeln!(
+        out,
+        "\nEach agent has read {} of files, in a worktree of its own.\n\n\
+         | agents | subject | daemon | page cache | kernel objects | together | more for each agent |\n\
+         |---|---|---|---|---|---|---|",
+        mib(first.tree)
+    );
+    let mut points: Vec<_> = record.agents.iter().collect();
+    points.sort_by_key(|point| point.agents);
+    let total = |point: &AgentsPoint| point.daemon + point.pages + point.slab;
+    for point in points {
+        // Against the one agent of the same subject.
+        let alone = record.agents.iter().find(|one| one.subject == point.subject);
+        let more = alone
+            .filter(|one| one.agents < point.agents)
+            .map(|one| mib(total(point).saturating_sub(total(one)) / (point.agents - one.agents)));
+        let row = [
+            thousands(point.agents),
+            point.subject.title().to_owned(),
+            mib(point.daemon),
+            mib(point.pages),
+            mib(point.slab),
+            mib(total(point)),
+            more.unwrap_or_else(|| "–".into()),
+        ];
+        let _ = writeln!(out, "| {} |", row.join(" | "));
+    }
+    let _ = writeln!(out, "\n{}", causes.of(AGENTS));
     out
 }
 
@@ -330,6 +366,19 @@ mod tests {
         assert!(table.contains("| ≤ 1.2 | **missed** |"), "{table}");
         assert!(table.contains("| ≤ 1.5 | not measured |"), "{table}");
         assert!(!table.contains("overlayfs"), "{table}");
+    }
+
+    #[test]
+    fn what_one_more_agent_takes_is_told_beside_what_all_take() {
+        let table = agents(&sample(), &Causes::default());
+        assert!(table.contains("has read 200.0 MiB"), "{table}");
+        let line = |text: &str| table.lines().filter(|line| line.contains(text)).count();
+        assert_eq!(
+            line("| 11 | agentfs | 30.0 MiB | 2250.0 MiB | 1.0 MiB | 2281.0 MiB | 200.0 MiB |"),
+            1
+        );
+        assert_eq!(line("| 11 | agentfs, passthrough |"), 1, "{table}");
+        assert_eq!(line("| 1.0 MiB | 291.0 MiB | 1.0 MiB |"), 1, "{table}");
     }
 
     #[test]

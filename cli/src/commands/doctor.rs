@@ -107,12 +107,22 @@ fn machine(probe: &Probe) -> Vec<Finding> {
         let pages = probe.pages_max.map(|pages| format!(", messages of {} KiB", pages * 4));
         let why = format!("{}.{}{}", kernel.major, kernel.minor, pages.unwrap_or_default());
         findings.push(Finding::new("kernel protocol", State::Ok, why));
-        let of = |offered| if offered { "the kernel offers it" } else { "the kernel lacks it" };
-        let unused = |offered| format!("{}; this version does not use it", of(offered));
-        findings.push(Finding::new("passthrough", State::Off, unused(kernel.passthrough())));
+        findings.push(passthrough(probe, kernel.passthrough()));
         findings.push(io_uring(probe, kernel.io_uring()));
     }
     findings
+}
+
+/// Whether large files can be read past the daemon, which a lever then switches on.
+fn passthrough(probe: &Probe, offered: bool) -> Finding {
+    let finding = |why: &str| Finding::new("FUSE passthrough", State::Off, why);
+    match &probe.passthrough_obstacle {
+        _ if !offered => finding("the kernel lacks it").remedy("Linux 6.9 and later have it"),
+        Some(why) => finding(why).remedy("run the daemon as root, outside of a user namespace"),
+        None => {
+            Finding::new("FUSE passthrough", State::Ok, "it can be had; the lever is `passthrough`")
+        }
+    }
 }
 
 /// Whether requests can come over io_uring, which a lever then switches on.
@@ -205,8 +215,8 @@ fn levers(status: Option<&Status>) -> Vec<Finding> {
             Finding::new(name, State::Off, "off by design: it would trade durability for speed")
         }
         Some(false) if default(name) == Some(false) => {
-            Finding::new(name, State::Off, "off by default")
-                .remedy("AGENTFS_LEVERS_ON=io_uring, when the daemon starts")
+            let remedy = format!("AGENTFS_LEVERS_ON={name}, when the daemon starts");
+            Finding::new(name, State::Off, "off by default").remedy(&remedy)
         }
         _ => Finding::new(name, State::Off, "switched off for the daemon by AGENTFS_LEVERS_OFF")
             .remedy("unset it and restart the daemon: `agentfs daemon stop`"),
@@ -244,6 +254,7 @@ mod tests {
             kernel: None,
             io_uring_enabled: None,
             io_uring_obstacle: None,
+            passthrough_obstacle: None,
             pages_max: None,
         }
     }
@@ -281,12 +292,27 @@ mod tests {
     }
 
     #[test]
+    fn what_keeps_from_passthrough_is_told_with_its_remedy() {
+        let of = |obstacle: Option<&str>, offered| {
+            let probe = Probe { passthrough_obstacle: obstacle.map(str::to_owned), ..probe() };
+            let finding = passthrough(&probe, offered);
+            (finding.state, finding.why, finding.remedy.unwrap_or_default())
+        };
+        let (state, why, remedy) = of(None, true);
+        assert!(state == State::Ok && why.contains("passthrough") && remedy.is_empty());
+        let (state, why, remedy) = of(Some("no CAP_SYS_ADMIN"), true);
+        assert_eq!((state, why.as_str()), (State::Off, "no CAP_SYS_ADMIN"));
+        assert!(remedy.contains("root"));
+        assert!(of(None, false).2.contains("6.9"));
+    }
+
+    #[test]
     fn a_lever_that_is_off_is_told() {
         let off = |findings: Vec<Finding>| {
             let off = findings.into_iter().filter(|finding| finding.state == State::Off);
             off.map(|finding| finding.name).collect::<Vec<_>>()
         };
-        assert_eq!(off(levers(None)), ["writeback_cache", "io_uring"]);
+        assert_eq!(off(levers(None)), ["writeback_cache", "passthrough", "io_uring"]);
         let status: Status = serde_json::from_value(serde_json::json!({
             "version": "x", "pid": 1, "uptime": 0, "store": "/s", "repositories": [],
             "worktrees": [],

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use crate::commands::call;
 use crate::error::Result;
-use crate::output::{Output, table};
+use crate::output::{Output, count, table};
 use crate::progress::human_bytes;
 use crate::protocol::{DiskUsage, method};
 
@@ -35,5 +35,11 @@ fn list(out: &mut dyn Write, usage: &DiskUsage) -> io::Result<()> {
         ]
     });
     let headings = ["REPOSITORY", "BRANCH", "SNAPSHOT", "ALONE", "SHARED", "OUTBOX", "REDIRECTED"];
-    table(out, &headings, &rows.collect::<Vec<_>>())
+    table(out, &headings, &rows.collect::<Vec<_>>())?;
+    if usage.files.count > 0 {
+        let (files, bytes) =
+            (count(usage.files.count, "plain file"), human_bytes(usage.files.bytes));
+        writeln!(out, "\n{files} of the cache: {bytes}")?;
+    }
+    Ok(())
 }

@@ -73,6 +73,10 @@ fn tell(out: &mut dyn Write, done: &Collected) -> io::Result<()> {
         let what = count(done.redirected.count, "native directory");
         writeln!(out, "{} {removed}: {bytes}", what.replace("directorys", "directories"))?;
     }
+    if done.files.count > 0 {
+        let bytes = human_bytes(done.files.bytes);
+        writeln!(out, "{} {removed}: {bytes}", count(done.files.count, "plain file"))?;
+    }
     if done.segments.count > 0 {
         writeln!(
             out,

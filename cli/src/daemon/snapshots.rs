@@ -1,14 +1,15 @@
 //! Snapshots: points of branches that are kept, with the git state that belongs to them.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use agentfs_engine::GitOid;
 use agentfs_engine::base::Base;
 use agentfs_engine::store::{Branch, SnapshotReason, SnapshotRecord, WorktreeRecord};
 use agentfs_engine::worktree::{Difference, Point, Timestamp};
+use agentfs_engine::{GitOid, Ino};
 use agentfs_fuse::Stale;
 use agentfs_gitimport::repository::Repository;
 use agentfs_gitimport::saved;
@@ -262,7 +263,20 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
     steps.done("point");
     let making = Making::Restore { branch: branch.number.0, snapshot: snapshot.number };
     let note = Note::write(&daemon.layout, &making)?;
-    let difference = opened.worktree.restore(&point)?;
+    // Who reads a file past us would not see that it is another.
+    let bar = opened.up.as_ref().and_then(|up| up.mounted.bar_passthrough());
+    let in_use = Cell::new(None);
+    let agree = |inodes: &[Ino]| {
+        in_use.set(bar.as_ref().and_then(|bar| bar.in_use(inodes)));
+        in_use.get().map_or(Ok(()), |_| Err(agentfs_engine::Error::Cancelled))
+    };
+    let restored = opened.worktree.restore_if(&point, bar.as_ref().map(|_| &agree as _));
+    if let Some(ino) = in_use.get() {
+        forget(daemon, &before)?;
+        return Err(read_past_us(&opened, ino));
+    }
+    let difference = restored?;
+    drop(bar);
     steps.done("files");
     if let Some(up) = &opened.up {
         forget_in_kernel(up, &difference);
@@ -289,6 +303,18 @@ pub fn restore(daemon: &Daemon, params: &SnapshotRestoreCall) -> Result<Snapshot
         redirected,
         notes,
     })
+}
+
+/// Refuses to change a file that somebody reads from the cache, of which he could not be told.
+fn read_past_us(opened: &Opened, ino: Ino) -> Failure {
+    let path = opened.worktree.base().path(ino).unwrap_or_default();
+    let path = String::from_utf8_lossy(&path).into_owned();
+    let message =
+        format!("a process has {path} open or mapped, and would go on to read what it is now");
+    Failure::new(Kind::Busy, message).hint(
+        "end what reads it, as `fuser` or `lsof` names it, and restore again; without the lever `passthrough` that \
+         is not necessary",
+    )
 }
 
 /// Takes back what was changed since the last snapshot of a branch; if that is nothing, what made it differ

@@ -52,6 +52,7 @@ pub fn gc(daemon: &Daemon, params: &GcCall, call: &Call) -> Result<Collected> {
         expired: expired.len() as u64,
         expired_snapshots: expired.iter().take(EXPIRED_MAX).map(snapshots::info).collect(),
         redirected,
+        files: amount(report.files),
         layers: report.layers + folded,
     })
 }
@@ -116,5 +117,6 @@ pub fn usage(daemon: &Daemon, call: &Call) -> Result<DiskUsage> {
         };
         key(one).cmp(&key(other))
     });
-    Ok(DiskUsage { entries })
+    let (count, bytes) = store.plain_files();
+    Ok(DiskUsage { entries, files: Amount { count, bytes } })
 }

@@ -63,6 +63,9 @@ pub struct Collected {
     /// Native directories of redirected paths that no branch has any more.
     #[serde(default)]
     pub redirected: Amount,
+    /// Plain files of the cache whose contents nothing needs.
+    #[serde(default)]
+    pub files: Amount,
     /// Layers of changes that nothing needs, or that became a part of others.
     pub layers: u64,
 }
@@ -72,6 +75,9 @@ pub struct Collected {
 pub struct DiskUsage {
     /// Branches first, each kind by repository and name.
     pub entries: Vec<UsageEntry>,
+    /// The plain files of large contents, which are made and removed as they are needed.
+    #[serde(default)]
+    pub files: Amount,
 }
 
 /// What a branch or a snapshot takes.

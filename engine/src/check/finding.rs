@@ -179,6 +179,13 @@ pub enum Finding {
         /// What is wrong with it.
         why: String,
     },
+    /// A plain file of the cache is not the content that its name says. Nothing is lost by it.
+    BadFile {
+        /// Its name; empty where they cannot be listed.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A changed file names a chunk that is not stored.
     LostBytes {
         /// The branch.
@@ -247,6 +254,7 @@ impl fmt::Display for Finding {
             Self::BadName { branch, dir, name, why } => {
                 write!(f, "branch {branch}: {name:?} in directory {dir} {why}")
             }
+            Self::BadFile { name, why } => write!(f, "plain file {name} of the cache: {why}"),
             Self::LostBytes { branch, ino, chunk } => {
                 write!(f, "branch {branch}: chunk {chunk} of inode {ino} is missing")
             }

@@ -87,6 +87,8 @@ pub struct GcReport {
     pub segments: Amount,
     /// What was moved out of them.
     pub moved: Amount,
+    /// Plain files of the cache that were removed, since nothing leads to their contents.
+    pub files: Amount,
     /// Segment files that could not be emptied, since something in them is damaged.
     pub damaged_segments: u64,
 }
@@ -167,6 +169,7 @@ impl<'s> Collection<'s> {
         sweep::measure(&core.snapshot(), &candidates, &mut report, cancel)?;
         if self.dry_run {
             segments::foresee(self.store, &candidates, &mut report)?;
+            report.files = files(self.store, &candidates, true)?;
             return Ok(report);
         }
         let garbage = report.freed.total();
@@ -178,6 +181,7 @@ impl<'s> Collection<'s> {
         let compacted = segments::compact(self.store, &mut report, progress, cancel);
         progress.end(Phase::Compact);
         compacted?;
+        report.files = files(self.store, &candidates, false)?;
         Ok(report)
     }
 
@@ -219,6 +223,16 @@ impl<'s> Collection<'s> {
             }
         }
     }
+}
+
+/// Removes the plain files of contents that are not kept, or, `dry`, counts them.
+fn files(store: &Store, candidates: &Candidates, dry: bool) -> Result<Amount> {
+    let wanted = |id| match dry {
+        true => Ok(!candidates.is_content_unmarked(&id)),
+        false => Ok(store.core().size_of(id)?.is_some()),
+    };
+    let (count, bytes) = store.files().collect(&wanted, dry)?;
+    Ok(Amount { count, bytes })
 }
 
 /// How long a collection waits before it looks again whether it is cancelled.

@@ -22,6 +22,7 @@ mod collector;
 mod crash_tests;
 mod database;
 mod entries;
+mod files;
 mod fold;
 mod held;
 mod in_use;
@@ -54,6 +55,7 @@ pub(crate) use claim::Claim;
 use claim::Claims;
 pub use collector::Hold;
 pub(crate) use collector::{Candidates, Collector, Item, Marks};
+pub use files::{KeptFile, PlainFile};
 pub use in_use::Upkeep;
 pub use records::{Branch, KeptGit, Repository, SnapshotReason, SnapshotRecord, WorktreeRecord};
 pub use tables::Object;
@@ -91,6 +93,7 @@ use crate::tree::{Subtree, Tree};
 use append::Appender;
 use cache::Cache;
 use database::Database;
+use files::PlainFiles;
 use turn::Turns;
 
 /// How often, and at what intervals, a read asks for a failed database to be opened anew.
@@ -182,6 +185,7 @@ pub struct Store {
     /// The last number that a branch, a layer or a snapshot was given.
     last_number: AtomicU64,
     claims: Arc<Claims>,
+    files: Arc<PlainFiles>,
     /// Leaf lock.
     in_use: Mutex<Vec<Weak<dyn InUse>>>,
 }
@@ -231,6 +235,7 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_on(storage: Arc<dyn Storage>, dir: &Path) -> Result<Arc<Self>> {
         let core = Arc::new(open::open(storage, dir)?);
+        let files = PlainFiles::open(dir)?;
         let writer = Writer::start(Arc::clone(&core))?;
         // The clock alone makes numbers unique. A record that cannot be read is a check's to report.
         let known = core.scan_sealed(Table::Branches, b"", Branch::decode).unwrap_or_default();
@@ -242,6 +247,7 @@ impl Store {
             nodes: NodeCache::default(),
             last_number,
             claims: Arc::default(),
+            files,
             in_use: Mutex::default(),
         }))
     }

@@ -21,7 +21,7 @@ pub(super) struct Clean {
 }
 
 /// Where an inode number leads in a worktree.
-enum Node<'a> {
+pub(super) enum Node<'a> {
     Root(Dir<'a>),
     GitFile(&'a [u8]),
     Entry(Dir<'a>, usize, Entry<'a>),
@@ -209,7 +209,7 @@ impl Clean {
         })
     }
 
-    fn locate(&self, ino: Ino) -> Result<Node<'_>> {
+    pub(super) fn locate(&self, ino: Ino) -> Result<Node<'_>> {
         if ino == Ino::GIT_FILE {
             return match &self.options.git_file {
                 Some(content) => Ok(Node::GitFile(content)),

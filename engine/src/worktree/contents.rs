@@ -112,7 +112,7 @@ impl Contents {
     }
 
     /// The id under which the store has the content of `entry`, if it is there.
-    fn content_of(&self, entry: &Entry<'_>) -> Result<Option<ContentId>> {
+    pub(super) fn content_of(&self, entry: &Entry<'_>) -> Result<Option<ContentId>> {
         if entry.content.is_some() {
             return Ok(entry.content);
         }
@@ -182,7 +182,13 @@ impl Contents {
     }
 
     /// Stores the content `id` of `entry` anew from the repository, after `damage` was met.
-    fn rebuild(&self, entry: &Entry<'_>, id: ContentId, path: &[u8], damage: Error) -> Result<()> {
+    pub(super) fn rebuild(
+        &self,
+        entry: &Entry<'_>,
+        id: ContentId,
+        path: &[u8],
+        damage: Error,
+    ) -> Result<()> {
         let shown = String::from_utf8_lossy(path).into_owned();
         let (Some(source), Some(oid)) = (&self.source, entry.oid) else {
             error!(path = shown, %damage, "a file cannot be read and no repository has it");

@@ -14,11 +14,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use super::Worktree;
 use super::changes::Changes;
 use super::drain::Moved;
+use super::plain::is_of_base;
 use crate::base::Base;
 use crate::error::{Error, Result};
-use crate::id::{BranchNumber, LayerNumber, Sequence};
+use crate::id::{BranchNumber, Ino, LayerNumber, Sequence};
 use crate::overlay::{Difference, Dirty, Overlay, Put};
 use crate::store::{Head, SnapshotRecord, Store};
+
+/// Is told of files that are to leave the content of the base, and may refuse.
+pub type Agree<'a> = &'a dyn Fn(&[Ino]) -> Result<()>;
 
 /// The layers of a branch, as far as they are not drained.
 #[derive(Debug)]
@@ -211,6 +215,15 @@ impl Worktree {
     /// [`Error::NoSuch`] for a point whose layer nothing has kept: nothing is changed then. As every change, and as
     /// [`Worktree::drain`].
     pub fn restore(&self, to: &Point) -> Result<Difference> {
+        self.restore_if(to, None)
+    }
+
+    /// As [`Worktree::restore`], unless `agree` refuses when it is told of the files that have the content of the
+    /// base and are to have another: nothing is changed then. It is called under the lock that keeps other changes out.
+    ///
+    /// # Errors
+    /// As [`Worktree::restore`], and what `agree` returns.
+    pub fn restore_if(&self, to: &Point, agree: Option<Agree<'_>>) -> Result<Difference> {
         let live = self.live()?;
         self.drain()?;
         let store = self.clean.contents.store();
@@ -222,6 +235,9 @@ impl Worktree {
         let next = store.new_layer_number();
         let difference = {
             let mut record = live.log();
+            if let Some(agree) = agree {
+                agree(&leave_base(&live.changes.read(), &to.changes.read()))?;
+            }
             record.clear();
             Put::Stand(next, to.layer).encode(&mut record);
             live.outbox.append(&record, &[])?;
@@ -299,6 +315,13 @@ impl Worktree {
             }
         }
     }
+}
+
+/// The files that have the content of the base in `before` and another in `after`.
+fn leave_base(before: &Overlay, after: &Overlay) -> Vec<Ino> {
+    let mut inodes = Difference::between(before, after).inodes;
+    inodes.retain(|&ino| is_of_base(before, ino) && !is_of_base(after, ino));
+    inodes
 }
 
 impl Kin {

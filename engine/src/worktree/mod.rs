@@ -37,6 +37,7 @@ mod model;
 #[cfg(test)]
 mod model_tests;
 mod names;
+mod plain;
 mod reading;
 #[cfg(test)]
 mod repair_tests;
@@ -53,7 +54,7 @@ pub use changed_paths::{ChangedPaths, Interrupted};
 pub use contents::Contents;
 pub use drain::Drained;
 pub use edits::{Become, Edit, Edited};
-pub use layers::Point;
+pub use layers::{Agree, Point};
 pub use live::{BranchState, DrainState};
 pub use request::{Allocate, Caller, NewNode, RenameMode, Seek, SetAttributes, SetTime, XattrMode};
 
@@ -309,6 +310,11 @@ impl Worktree {
     /// The tree below it.
     pub fn base(&self) -> &Arc<Base> {
         &self.clean.base
+    }
+
+    /// Where the bytes of its files come from.
+    pub fn contents(&self) -> &Arc<Contents> {
+        &self.clean.contents
     }
 
     /// Whether it refuses whatever would change it.

@@ -6,6 +6,7 @@
 //! Whether a worktree can be written is its own to say: a read-only one answers `EROFS` to whatever
 //! would change it, also on a mount that the kernel thinks writable.
 
+mod open;
 mod read;
 mod write;
 mod xattr;
@@ -13,7 +14,7 @@ mod xattr;
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use agentfs_engine::worktree::{Attributes, GIT_FILE_NAME, Worktree};
@@ -25,6 +26,7 @@ use crate::cache::Levers;
 use crate::counters::{Counters, Message};
 use crate::errno::{Reports, errno_of};
 use crate::lookups::Lookups;
+use crate::passthrough::Passthrough;
 
 /// What a lookup found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub struct Ops {
     reports: Reports,
     /// What the kernel refers to, where an inode can lose its names.
     lookups: Option<Lookups>,
+    /// What is read past us, where something is.
+    passthrough: OnceLock<Passthrough>,
 }
 
 impl Ops {
@@ -50,7 +54,8 @@ impl Ops {
     pub fn new(worktree: Arc<Worktree>, levers: Levers) -> Self {
         let lookups = (!worktree.is_read_only()).then(Lookups::default);
         let (counters, reports) = (Counters::default(), Reports::default());
-        Self { worktree, levers, counters, reports, lookups }
+        let passthrough = OnceLock::new();
+        Self { worktree, levers, counters, reports, lookups, passthrough }
     }
 
     /// What the kernel is told to remember.
@@ -61,15 +66,6 @@ impl Ops {
     /// What was counted.
     pub fn counters(&self) -> &Counters {
         &self.counters
-    }
-
-    /// OPEN: whether the kernel keeps the file's pages.
-    ///
-    /// # Errors
-    /// `ENOSYS` where the kernel is to open without asking from now on.
-    pub fn open(&self) -> Result<bool, Errno> {
-        self.counters.count(Message::Open);
-        if self.levers.no_open { Err(Errno::NOSYS) } else { Ok(self.levers.keep_cache) }
     }
 
     /// OPENDIR: whether the kernel keeps the listing.
@@ -117,9 +113,15 @@ impl Ops {
         if let Some(lookups) = &self.lookups {
             lookups.forget_all(|ino| self.release(ino));
         }
+        if let Some(passthrough) = self.passthrough.get() {
+            passthrough.end();
+        }
     }
 
     fn release(&self, ino: Ino) {
+        if let Some(passthrough) = self.passthrough.get() {
+            passthrough.forgotten(ino);
+        }
         // Nobody waits for an answer.
         let _ = self.guarded(Message::Forget, ino, || {
             self.worktree.release(ino);

@@ -22,13 +22,17 @@ impl Ops {
     ///
     /// # Errors
     /// `EFBIG` for a size beyond what a file can have, `EISDIR`, `EINVAL` for the size of something
-    /// else than a file, `ENOSPC`, `EROFS`.
+    /// else than a file, `ENOSPC`, `EROFS`; `ETXTBSY` as [`Ops::open`].
     pub fn set_attributes(
         &self,
         caller: Caller,
         ino: Ino,
         set: &SetAttributes,
     ) -> Result<Attributes, Errno> {
+        let _writing = match set.size {
+            Some(_) => self.writing(ino).inspect_err(|_| self.counters.count(Message::Setattr))?,
+            None => None,
+        };
         self.run(Message::Setattr, ino, || self.worktree.set_attributes(caller, ino, set))
     }
 
@@ -99,7 +103,9 @@ impl Ops {
         name: &[u8],
         mode: u32,
     ) -> Result<Attributes, Errno> {
-        if self.levers.no_open && self.levers.no_create && !self.worktree.is_read_only() {
+        let declined =
+            self.levers.no_open && self.levers.no_create && self.passthrough.get().is_none();
+        if declined && !self.worktree.is_read_only() {
             self.counters.count(Message::Create);
             return Err(Errno::NOSYS);
         }

@@ -89,8 +89,11 @@ impl Agreement {
         out.u16(pages as u16);
         out.u16(0);
         out.u32((self.capabilities >> 32) as u32);
-        // Stack depth, time limit, and what has no meaning yet.
-        out.zeros(28);
+        // How deep file systems may lie on each other: a backing is in one that lies on nothing. With more, no
+        // overlay could be made of the mount.
+        out.u32(u32::from(self.capabilities & flag::PASSTHROUGH != 0));
+        // Time limit, and what has no meaning yet.
+        out.zeros(24);
     }
 }
 

@@ -14,7 +14,8 @@ mod wire;
 
 pub(crate) use init::{Introduction, flag};
 pub(crate) use reply::{
-    Listing, OPEN_CACHE_LISTING, OPEN_KEEP_CACHE, attributes, entry, no_entry, opened, statistics,
+    Listing, OPEN_CACHE_LISTING, OPEN_KEEP_CACHE, OPEN_PASSTHROUGH, attributes, entry, no_entry,
+    opened, opened_as, statistics,
 };
 pub(crate) use request::{Copy, Header, Malformed, Op, Request, forgotten};
 pub(crate) use wire::{Args, Writer};

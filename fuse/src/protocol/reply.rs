@@ -10,6 +10,8 @@ use super::wire::Writer;
 pub(crate) const OPEN_KEEP_CACHE: u32 = 1 << 1;
 /// The kernel may keep the listing at all.
 pub(crate) const OPEN_CACHE_LISTING: u32 = 1 << 3;
+/// The file is read from its backing. It has no pages then, so that it must not keep any.
+pub(crate) const OPEN_PASSTHROUGH: u32 = 1 << 7;
 
 /// What `st_blksize` advises: a page, the unit in which the kernel caches.
 const BLOCK_BYTES: u32 = 4096;
@@ -75,9 +77,14 @@ pub(crate) fn no_entry(ttl: Duration, out: &mut Writer<'_>) {
 
 /// That a file is open: with no handle, and with these flags.
 pub(crate) fn opened(flags: u32, out: &mut Writer<'_>) {
-    out.u64(0);
+    opened_as(0, flags, 0, out);
+}
+
+/// That a file is open, with the number of its backing or 0.
+pub(crate) fn opened_as(handle: u64, flags: u32, backing: u32, out: &mut Writer<'_>) {
+    out.u64(handle);
     out.u32(flags);
-    out.u32(0);
+    out.u32(backing);
 }
 
 /// What `statfs` shows.

@@ -135,7 +135,9 @@ pub(crate) enum Op<'a> {
         ino: Ino,
         name: &'a [u8],
     },
-    Open,
+    Open {
+        flags: u32,
+    },
     Read {
         offset: u64,
         size: u32,
@@ -146,7 +148,9 @@ pub(crate) enum Op<'a> {
         kill_set_id: bool,
     },
     Statfs,
-    Release,
+    Release {
+        handle: u64,
+    },
     Fsync,
     Setxattr {
         name: &'a [u8],
@@ -241,11 +245,11 @@ impl<'a> Op<'a> {
                 Self::Rename { name: args.name()?, new_parent, new_name: args.name()?, flags }
             }
             13 => Self::Link { ino: Ino(args.u64()?), name: args.name()? },
-            14 => Self::Open,
+            14 => Self::Open { flags: args.u32()? },
             15 | 28 | 44 => Self::read(opcode, args)?,
             16 => Self::write(args)?,
             17 => Self::Statfs,
-            18 => Self::Release,
+            18 => Self::Release { handle: args.u64()? },
             20 => Self::Fsync,
             21 => {
                 let (size, flags) = (args.u32()? as usize, args.u32()? as i32);

@@ -12,10 +12,18 @@ pub(super) struct Mapping {
 #[expect(unsafe_code, reason = "mappings are what is tested")]
 impl Mapping {
     pub(super) fn new(file: &File, len: usize) -> Self {
-        let both = libc::PROT_READ | libc::PROT_WRITE;
+        Self::of(file, len, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// One of which is only read.
+    pub(super) fn readable(file: &File, len: usize) -> Self {
+        Self::of(file, len, libc::PROT_READ)
+    }
+
+    fn of(file: &File, len: usize, rights: i32) -> Self {
         let (nowhere, file) = (std::ptr::null_mut(), file.as_raw_fd());
         // SAFETY: a new mapping, at an address that the kernel chooses.
-        let at = unsafe { libc::mmap(nowhere, len, both, libc::MAP_SHARED, file, 0) };
+        let at = unsafe { libc::mmap(nowhere, len, rights, libc::MAP_SHARED, file, 0) };
         assert_ne!(at, libc::MAP_FAILED);
         Self { at: at.cast(), len }
     }
@@ -32,6 +40,15 @@ impl Mapping {
         // SAFETY: as above.
         unsafe { std::ptr::copy_nonoverlapping(self.at.add(at), bytes.as_mut_ptr(), len) };
         bytes
+    }
+
+    /// How many of its pages are in the page cache.
+    pub(super) fn resident(&self) -> usize {
+        let mut pages = vec![0; self.len.div_ceil(rustix::param::page_size())];
+        // SAFETY: a byte for each page of the mapping.
+        let found = unsafe { libc::mincore(self.at.cast(), self.len, pages.as_mut_ptr()) };
+        assert_eq!(found, 0);
+        pages.iter().filter(|page| **page & 1 != 0).count()
     }
 
     pub(super) fn sync(&self) {

@@ -12,6 +12,7 @@ mod mapping;
 mod namespace;
 mod notifying;
 mod operations;
+mod passthrough;
 mod process;
 mod random;
 mod reading;

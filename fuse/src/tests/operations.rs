@@ -46,13 +46,13 @@ fn absence_is_an_error_where_it_must_not_be_remembered() {
 #[test]
 fn what_the_kernel_is_to_do_alone_is_refused_unless_switched_off() {
     let (on, _dir) = ops(Levers::default());
-    assert_eq!(on.open(), Err(Errno::NOSYS));
+    assert_eq!(on.open(Ino::ROOT, 0), Err(Errno::NOSYS));
     assert_eq!(on.open_directory(), Err(Errno::NOSYS));
     assert_eq!(on.flush(), Err(Errno::NOSYS));
     assert_eq!(on.xattr(Ino::ROOT, b"user.x", 0), Err(Errno::NOSYS));
     assert_eq!(on.seek(find(&on, "a.txt"), 0, libc::SEEK_DATA), Err(Errno::NOSYS));
     let (off, _dir) = ops(Levers::none());
-    assert_eq!(off.open(), Ok(false));
+    assert_eq!(off.open(Ino::ROOT, 0).map(|opened| opened.keep_pages), Ok(false));
     assert_eq!(off.open_directory(), Ok(false));
     assert_eq!(off.flush(), Ok(()));
     assert_eq!(off.xattr(Ino::ROOT, b"user.x", 0), Err(Errno::OPNOTSUPP));

@@ -48,6 +48,7 @@ fn in_a_process() {
     match work.to_str() {
         Some("append") => super::writing::append_in_a_process(path.as_ref()),
         Some("serve") => super::lifetime::serve_in_a_process(path.as_ref()),
+        Some("map") => super::passthrough::map_in_a_process(path.as_ref()),
         Some("lock") => super::locking::lock_in_a_process(path.as_ref()),
         other => panic!("{other:?} is no work for a process"),
     }

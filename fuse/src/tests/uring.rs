@@ -144,7 +144,7 @@ fn a_queue_that_the_kernel_refuses_ends_the_start() {
     let ops = Ops::new(Arc::clone(&stored.worktree), Levers::default());
     let mut workers = uring::prepare().unwrap();
     workers.last_mut().unwrap().spoil();
-    assert!(devfuse::handshake(&device, &ops, true).unwrap().io_uring);
+    assert!(devfuse::handshake(&device, &ops, true, false).unwrap().io_uring);
     let (start, starting) = Start::new(workers.len());
     let path = point.path.clone();
     let session = thread::spawn(move || {
@@ -185,7 +185,7 @@ fn a_kernel_that_waits_for_queues_lets_go_when_none_come() {
     let point = Point::new();
     let device = mount::attach(&point.path, &fixture::usual()).unwrap();
     let ops = Ops::new(Arc::clone(&stored.worktree), Levers::default());
-    assert!(devfuse::handshake(&device, &ops, true).unwrap().io_uring);
+    assert!(devfuse::handshake(&device, &ops, true, false).unwrap().io_uring);
     let waiting = {
         let path = point.path.clone();
         thread::spawn(move || fs::read_dir(&path).map(drop))
