@@ -29,6 +29,7 @@ mod mount;
 mod mountinfo;
 mod notify;
 mod ops;
+mod placement;
 mod probe;
 mod protocol;
 mod serve;

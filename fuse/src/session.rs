@@ -122,15 +122,16 @@ fn start(
     prepare: fn() -> std::io::Result<Vec<Worker>>,
 ) -> std::io::Result<(Session, Arc<Link>)> {
     let mut workers = Vec::new();
-    if options.levers.io_uring {
-        match prepare() {
-            Ok(prepared) => workers = prepared,
-            Err(failure) => warn!("io_uring cannot be used: {failure}"),
+    let session = devfuse::handshake(device, ops, || {
+        if options.levers.io_uring {
+            match prepare() {
+                Ok(prepared) => workers = prepared,
+                Err(failure) => info!("requests come over /dev/fuse, not io_uring: {failure}"),
+            }
         }
-    }
-    let session = devfuse::handshake(device, ops, !workers.is_empty())?;
-    if !session.io_uring && !workers.is_empty() {
-        warn!("the kernel does not offer FUSE over io_uring: `agentfs doctor` says how it would");
+        !workers.is_empty()
+    })?;
+    if !session.io_uring {
         workers.clear();
     }
     let link = Arc::new(Link {
