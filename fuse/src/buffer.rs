@@ -35,6 +35,12 @@ impl Buffer {
         Ok(Self { start, len })
     }
 
+    /// Leaves the memory to the process for ever: the kernel may still write to it.
+    pub(crate) fn leak(&mut self) {
+        // A mapping of no bytes is not unmapped.
+        self.len = 0;
+    }
+
     /// Gives all pages back to the system: everything is zero again.
     #[expect(unsafe_code, reason = "madvise(2) has no safe form")]
     pub(crate) fn give_back(&mut self) {
@@ -66,6 +72,9 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     #[expect(unsafe_code, reason = "munmap(2) has no safe form")]
     fn drop(&mut self) {
+        if self.len == 0 {
+            return;
+        }
         // SAFETY: the mapping is ours, and what was borrowed from it cannot outlive `self`.
         let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "{unmapped:?}");

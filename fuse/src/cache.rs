@@ -109,8 +109,8 @@ levers! {
     /// for both.
     passthrough = false,
     /// Requests come over io_uring instead of `/dev/fuse`, where the kernel has that switched on: one
-    /// system call for each, on the processor of the one who asks. Off by default until it is measured.
-    io_uring = false,
+    /// system call for each, on the processor of the one who asks.
+    io_uring = true,
 }
 
 impl Levers {
@@ -125,10 +125,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_lever_but_three_is_on_by_default_and_switches_alone() {
+    fn every_lever_but_two_is_on_by_default_and_switches_alone() {
         let default: Vec<_> = Levers::default().positions().collect();
         for (name, on) in &default {
-            assert_eq!(*on, !matches!(*name, "writeback_cache" | "passthrough" | "io_uring"));
+            assert_eq!(*on, !matches!(*name, "writeback_cache" | "passthrough"));
             let mut levers = Levers::default();
             assert!(levers.switch(name, !on));
             let mut expected = default.clone();

@@ -23,9 +23,10 @@ use crate::protocol::{
 use crate::serve::{Outcome, serve};
 
 /// Up to this many bytes of a buffer are kept for the next message.
-const KEPT_BYTES: usize = 64 << 10;
+pub(crate) const KEPT_BYTES: usize = 64 << 10;
 /// For how long nothing must come before the rest is given back: those who read or write a large file are done.
-const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+pub(crate) const IDLE_SECONDS: u64 = 1;
+const IDLE: Timespec = Timespec { tv_sec: IDLE_SECONDS as i64, tv_nsec: 0 };
 
 /// What kernel and server have agreed on.
 #[derive(Clone, Copy, Debug)]
@@ -56,15 +57,15 @@ fn wanted(levers: &Levers, io_uring: bool, passthrough: bool) -> u64 {
     .fold(0, |all, flag| all | flag)
 }
 
-/// Receives the introduction of the kernel, which is the first message of a mount, and answers it; with
-/// `io_uring` we are ready for that, and with `passthrough` for that, as far as the kernel is.
+/// Receives the introduction of the kernel, which is the first message of a mount, and answers it. Where the
+/// kernel offers io_uring, `ready` says whether we are; with `passthrough` we are ready for that.
 ///
 /// # Errors
 /// If the kernel speaks another protocol or none, or takes no answer.
 pub(crate) fn handshake(
     device: &OwnedFd,
     ops: &Ops,
-    io_uring: bool,
+    ready: impl FnOnce() -> bool,
     passthrough: bool,
 ) -> io::Result<Session> {
     let mut request = Buffer::new(REQUEST_BYTES_MAX)?;
@@ -75,6 +76,8 @@ pub(crate) fn handshake(
         return Err(io::Error::other("the kernel does not introduce itself"));
     };
     ops.done(Message::Init);
+    let offered = introduction.capabilities & flag::OVER_IO_URING != 0;
+    let io_uring = offered && ready();
     let passthrough = passthrough && introduction.capabilities & flag::PASSTHROUGH != 0;
     let wanted = wanted(ops.levers(), io_uring, passthrough);
     let Some(agreement) = introduction.agree(wanted) else {

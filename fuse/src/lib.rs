@@ -31,6 +31,7 @@ mod mountinfo;
 mod notify;
 mod ops;
 mod passthrough;
+mod placement;
 mod probe;
 mod protocol;
 mod serve;

@@ -122,30 +122,31 @@ fn start(
     options: &MountOptions,
     prepare: fn() -> std::io::Result<Vec<Worker>>,
 ) -> std::io::Result<(Session, Arc<Link>)> {
-    let mut workers = Vec::new();
-    if options.levers.io_uring {
-        match prepare() {
-            Ok(prepared) => workers = prepared,
-            Err(failure) => warn!("io_uring cannot be used: {failure}"),
-        }
-    }
-    let obstacle = || crate::passthrough::obstacle();
     let passthrough = options.levers.passthrough
-        && match obstacle() {
+        && match crate::passthrough::obstacle() {
             None => true,
             Some(why) => {
                 warn!("files cannot be read past us: {why}");
                 false
             }
         };
-    let session = devfuse::handshake(device, ops, !workers.is_empty(), passthrough)?;
+    let mut workers = Vec::new();
+    let ready = || {
+        if options.levers.io_uring {
+            match prepare() {
+                Ok(prepared) => workers = prepared,
+                Err(failure) => info!("requests come over /dev/fuse, not io_uring: {failure}"),
+            }
+        }
+        !workers.is_empty()
+    };
+    let session = devfuse::handshake(device, ops, ready, passthrough)?;
     if session.passthrough {
         ops.pass_through(Arc::downgrade(device))?;
     } else if passthrough {
         warn!("the kernel does not offer to read files past us: Linux 6.9 and later do");
     }
-    if !session.io_uring && !workers.is_empty() {
-        warn!("the kernel does not offer FUSE over io_uring: `agentfs doctor` says how it would");
+    if !session.io_uring {
         workers.clear();
     }
     let link = Arc::new(Link {

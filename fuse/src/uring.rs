@@ -8,8 +8,8 @@
 //! - *There is a queue for every possible processor*, and none is used before each has an entry; who asks
 //!   meanwhile waits. So all are registered before anybody is told of the mount, and if one cannot
 //!   be, the mount is given up and made again without this transport.
-//! - *A thread has one entry of the queue of its processor*, and runs there. An entry waits only while
-//!   its thread does, so no request is given to a thread that is busy with another. Queues of
+//! - *A thread has one entry of the queue of its processor*, and runs there ([`crate::placement`]). An entry
+//!   waits only while its thread does, so no request is given to a thread that is busy with another. Queues of
 //!   processors on which we may not run, or that are not there yet, have an entry on some thread.
 //! - *Forgets still come through `/dev/fuse`*, where one thread reads them, and notifications go there.
 //! - *The end of the mount ends every entry* with an error of its own. A thread ends with its last one.
@@ -17,18 +17,26 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
 
+use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use tracing::debug;
+use rustix::thread::sched_getaffinity;
 
+use crate::buffer::Buffer;
+use crate::devfuse::{IDLE_SECONDS, KEPT_BYTES};
 use crate::ops::Ops;
+use crate::placement::{Place, Trail};
 use crate::protocol::{Args, Header, IN_HEADER_BYTES, MESSAGE_BYTES_MAX, OUT_HEADER_BYTES};
 use crate::protocol::{Writer, out_header};
 use crate::serve::{Outcome, serve};
 
 /// Threads of each processor that we may run on: while one waits for the disk, the other serves.
 const THREADS_OF_PROCESSOR: usize = 2;
+/// On more processors a mount would have more threads than over `/dev/fuse`, several times over: that was
+/// never measured.
+const PROCESSORS_MAX: usize = 8;
 /// Which processors there can be.
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 
@@ -53,6 +61,8 @@ pub(crate) struct Worker {
     processor: Option<usize>,
     /// The queues that it has an entry of.
     queues: Vec<u16>,
+    /// Where programs go, as all workers of the mount see it. Leaf lock.
+    trail: Arc<Mutex<Trail>>,
 }
 
 /// A thread that serves a mount.
@@ -64,13 +74,17 @@ struct Serving {
     early: Vec<usize>,
     /// Where a reply is made while the payload still holds the request.
     reply: Vec<u8>,
+    place: Option<Place>,
+    trail: Arc<Mutex<Trail>>,
+    /// Whether a message was large.
+    touched: bool,
 }
 
 /// The memory of one request at a time.
 struct Entry {
     queue: u16,
     header: Box<[u8]>,
-    payload: Box<[u8]>,
+    payload: Buffer,
     /// Where these two are, for the kernel.
     places: Box<[libc::iovec; 2]>,
     /// What is to be submitted next, or was submitted last: to commit the request of this number.
@@ -92,15 +106,15 @@ enum State {
 unsafe impl Send for Entry {}
 
 impl Entry {
-    fn new(queue: u16) -> Self {
+    fn new(queue: u16) -> io::Result<Self> {
         let mut header = vec![0; ENTRY_HEADER_BYTES].into_boxed_slice();
-        let mut payload = vec![0; MESSAGE_BYTES_MAX].into_boxed_slice();
+        let mut payload = Buffer::new(MESSAGE_BYTES_MAX)?;
         let place = |bytes: &mut [u8]| libc::iovec {
             iov_base: bytes.as_mut_ptr().cast(),
             iov_len: bytes.len(),
         };
         let places = Box::new([place(&mut header), place(&mut payload)]);
-        Self { queue, header, payload, places, committing: None, state: State::Ours }
+        Ok(Self { queue, header, payload, places, committing: None, state: State::Ours })
     }
 
     /// What tells the kernel of it for the first time, or that its reply is complete.
@@ -130,12 +144,14 @@ impl Entry {
         fits.then_some((header, first, payload))
     }
 
-    /// Serves the request that is in it and leaves the reply in its place.
-    fn serve(&mut self, ops: &Ops, reply: &mut [u8]) {
+    /// Serves the request that is in it and leaves the reply in its place. Returns who has asked, and how long
+    /// request and reply are beside their headers.
+    fn serve(&mut self, ops: &Ops, reply: &mut [u8]) -> (u32, usize, usize) {
         self.committing = Args::new(&self.header[COMMIT_ID_AT..], &[]).u64().ok();
         let Some((header, first, payload_len)) = self.request() else {
             ops.malformed(0, &"its parts are not as long as they say");
-            return self.answer(self.committing.unwrap_or(0), libc::EIO, 0);
+            self.answer(self.committing.unwrap_or(0), libc::EIO, 0);
+            return (0, 0, 0);
         };
         let first = &self.header[FIRST_ARGUMENT_AT..FIRST_ARGUMENT_AT + first];
         let outcome = if payload_len == 0 {
@@ -149,11 +165,13 @@ impl Entry {
             }
             outcome
         };
-        match outcome {
-            Outcome::Reply(len) => self.answer(header.unique, 0, len),
-            Outcome::Refused(errno) => self.answer(header.unique, errno.raw_os_error(), 0),
-            Outcome::Nothing => self.answer(header.unique, 0, 0),
-        }
+        let (error, len) = match outcome {
+            Outcome::Reply(len) => (0, len),
+            Outcome::Refused(errno) => (errno.raw_os_error(), 0),
+            Outcome::Nothing => (0, 0),
+        };
+        self.answer(header.unique, error, len);
+        (header.task, payload_len, len)
     }
 
     fn answer(&mut self, unique: u64, error: i32, payload: usize) {
@@ -169,7 +187,7 @@ impl Drop for Entry {
         // The kernel may still write to it, after the ring was closed as well.
         if self.state == State::Kernels {
             std::mem::forget(std::mem::take(&mut self.header));
-            std::mem::forget(std::mem::take(&mut self.payload));
+            self.payload.leak();
         }
     }
 }
@@ -183,9 +201,9 @@ fn set_len(command: &mut squeue::Entry128, len: u32) {
     unsafe { (&raw mut *command).byte_add(LEN_AT).cast::<u32>().write_unaligned(len) };
 }
 
-/// Why rings cannot be used here; `None` if they can. It makes one and throws it away.
+/// Why mounts cannot be served like this here; `None` if they can. It makes a ring and throws it away.
 pub(crate) fn obstacle() -> Option<String> {
-    ring(1).err().map(|failure| failure.to_string())
+    prepare().err().map(|failure| failure.to_string())
 }
 
 fn ring(entries: usize) -> io::Result<Ring> {
@@ -196,15 +214,25 @@ fn ring(entries: usize) -> io::Result<Ring> {
 /// The threads that serve a mount over io_uring.
 ///
 /// # Errors
-/// If there can be no rings, or the processors are not known.
+/// If there can be no rings, or the processors are not known, or are too many.
 pub(crate) fn prepare() -> io::Result<Vec<Worker>> {
     drop(ring(1)?);
     let queues = processors(&std::fs::read_to_string(POSSIBLE)?)
         .ok_or_else(|| io::Error::other(format!("{POSSIBLE} is no list of processors")))?;
     let allowed = sched_getaffinity(None)?;
-    let allowed = (0..queues).filter(|&processor| allowed.is_set(processor));
-    let threads = distribute(queues, &allowed.collect::<Vec<_>>());
-    Ok(threads.into_iter().map(|(processor, queues)| Worker { processor, queues }).collect())
+    let allowed = (0..queues).filter(|&processor| allowed.is_set(processor)).collect::<Vec<_>>();
+    if let Some(why) = too_many(allowed.len()) {
+        return Err(io::Error::other(why));
+    }
+    let trail = Arc::default();
+    let worker = |(processor, queues)| Worker { processor, queues, trail: Arc::clone(&trail) };
+    Ok(distribute(queues, &allowed).into_iter().map(worker).collect())
+}
+
+/// Why so many processors are too many, if they are.
+fn too_many(processors: usize) -> Option<String> {
+    (processors > PROCESSORS_MAX)
+        .then(|| format!("each mount would take {} threads", processors * THREADS_OF_PROCESSOR))
 }
 
 /// The number of processors in a list like `0-3,8`.
@@ -255,15 +283,9 @@ impl Worker {
         report: &Sender<io::Result<()>>,
         go: &Receiver<()>,
     ) -> io::Result<()> {
-        if let Some(processor) = self.processor {
-            let mut here = CpuSet::new();
-            here.set(processor);
-            if let Err(errno) = sched_setaffinity(None, &here) {
-                debug!("a thread runs anywhere instead of on processor {processor}: {errno}");
-            }
-        }
+        let place = Place::settle(self.processor);
         // Whoever waits for it counts the reports.
-        let serving = match Serving::open(device, &self.queues) {
+        let serving = match Serving::open(device, &self.queues, place, self.trail) {
             Ok(serving) => {
                 let _ = report.send(Ok(()));
                 serving
@@ -286,12 +308,17 @@ impl Serving {
     /// A ring that is closed is not gone before the thread that made it has taken note. One that waits for
     /// an answer of this mount does not, and the ring keeps the device open: so it is made by the
     /// thread that serves it, which waits for nothing else.
-    fn open(device: &OwnedFd, queues: &[u16]) -> io::Result<Self> {
+    fn open(
+        device: &OwnedFd,
+        queues: &[u16],
+        place: Option<Place>,
+        trail: Arc<Mutex<Trail>>,
+    ) -> io::Result<Self> {
         let ring = ring(queues.len())?;
         ring.submitter().register_files(&[device.as_raw_fd()])?;
-        let entries = queues.iter().copied().map(Entry::new).collect();
-        let reply = vec![0; REPLY_BYTES_MAX];
-        let mut serving = Self { ring, entries, early: Vec::new(), reply };
+        let entries = queues.iter().copied().map(Entry::new).collect::<io::Result<_>>()?;
+        let (early, reply) = (Vec::new(), vec![0; REPLY_BYTES_MAX]);
+        let mut serving = Self { ring, entries, early, reply, place, trail, touched: false };
         serving.register()?;
         Ok(serving)
     }
@@ -338,22 +365,55 @@ impl Serving {
         }
     }
 
+    /// Serves the request in an entry and submits the reply with the next submission.
+    fn serve_one(&mut self, index: usize, ops: &Ops) -> io::Result<()> {
+        let (task, asked, replied) = self.entries[index].serve(ops, &mut self.reply);
+        self.touched |= asked.max(replied) > KEPT_BYTES;
+        if let Some(place) = &mut self.place {
+            place.replying(replied);
+        }
+        // Who finds it taken is not alone, and a program that goes back and forth is.
+        let held_back = match self.trail.try_lock() {
+            Ok(mut trail) => trail.came(task, self.entries[index].queue),
+            Err(_) => None,
+        };
+        if let Some(time) = held_back {
+            thread::sleep(time);
+        }
+        self.push(index)
+    }
+
+    /// Submits what is to be submitted and waits until something is completed. After a large message it
+    /// waits a while and then gives back what that has touched.
+    fn submit_and_wait(&mut self) -> io::Result<()> {
+        let submitted = if self.touched {
+            let idle = Timespec::new().sec(IDLE_SECONDS);
+            self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&idle))
+        } else {
+            self.ring.submit_and_wait(1)
+        };
+        match submitted {
+            Err(late) if late.raw_os_error() == Some(libc::ETIME) => {
+                // The kernel copies a request on this thread, when that calls it or comes back from a call: not
+                // now, although the entries are its own.
+                self.entries.iter_mut().for_each(|entry| entry.payload.give_back());
+                self.touched = false;
+                Ok(())
+            }
+            Err(signal) if signal.kind() == io::ErrorKind::Interrupted => Ok(()),
+            submitted => submitted.map(drop),
+        }
+    }
+
     fn serve(mut self, ops: &Ops) -> io::Result<()> {
         for index in std::mem::take(&mut self.early) {
-            self.entries[index].serve(ops, &mut self.reply);
-            self.push(index)?;
+            self.serve_one(index, ops)?;
         }
         while self.entries.iter().any(|entry| entry.state == State::Kernels) {
-            match self.ring.submit_and_wait(1) {
-                Err(signal) if signal.kind() == io::ErrorKind::Interrupted => continue,
-                submitted => submitted?,
-            };
+            self.submit_and_wait()?;
             while let Some((index, result)) = self.completed() {
                 match -result {
-                    0 => {
-                        self.entries[index].serve(ops, &mut self.reply);
-                        self.push(index)?;
-                    }
+                    0 => self.serve_one(index, ops)?,
                     // It was taken back before it was looked at.
                     libc::EAGAIN | libc::EINTR => self.push(index)?,
                     // Unmounted, or aborted.
@@ -400,8 +460,15 @@ mod tests {
     }
 
     #[test]
+    fn threads_of_a_mount_are_bounded() {
+        assert_eq!(too_many(PROCESSORS_MAX), None);
+        let why = too_many(PROCESSORS_MAX + 1).unwrap();
+        assert!(why.contains("18 threads"), "{why}");
+    }
+
+    #[test]
     fn commands_are_laid_out_as_the_kernel_reads_them() {
-        let mut entry = Entry::new(5);
+        let mut entry = Entry::new(5).unwrap();
         let bytes = |entry: &Entry| {
             let command = entry.command(3);
             let mut bytes = [0_u8; 128];
@@ -427,7 +494,7 @@ mod tests {
 
     #[test]
     fn a_request_is_no_longer_than_its_parts() {
-        let mut entry = Entry::new(0);
+        let mut entry = Entry::new(0).unwrap();
         let mut claim = |len: u32, payload: u32| {
             Writer::new(&mut entry.header).u32(len);
             Writer::new(&mut entry.header[PAYLOAD_BYTES_AT..]).u32(payload);

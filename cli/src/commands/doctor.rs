@@ -125,7 +125,7 @@ fn passthrough(probe: &Probe, offered: bool) -> Finding {
     }
 }
 
-/// Whether requests can come over io_uring, which a lever then switches on.
+/// Whether requests can come over io_uring, which the lever of that name then has them do.
 fn io_uring(probe: &Probe, offered: bool) -> Finding {
     let finding = |why: &str| Finding::new("FUSE over io_uring", State::Off, why);
     match (&probe.io_uring_obstacle, probe.io_uring_enabled) {
@@ -133,11 +133,12 @@ fn io_uring(probe: &Probe, offered: bool) -> Finding {
         // The kernel offers it only while the parameter is on.
         (_, Some(false)) => finding("the kernel has it, switched off")
             .remedy("echo 1 > /sys/module/fuse/parameters/enable_uring"),
-        (Some(why), _) => finding(&format!("this process cannot use io_uring: {why}"))
-            .remedy("sysctl kernel.io_uring_disabled=0; allow io_uring_setup in the container"),
+        (Some(why), _) => finding(&format!("it is not used here: {why}")).remedy(
+            "where it is not permitted: sysctl kernel.io_uring_disabled=0; allow io_uring_setup in the container",
+        ),
         (None, Some(true)) if !offered => finding("the kernel does not offer it"),
         (None, Some(true)) => {
-            Finding::new("FUSE over io_uring", State::Ok, "it can be had; the lever is `io_uring`")
+            Finding::new("FUSE over io_uring", State::Ok, "it can be had; see the lever `io_uring`")
         }
     }
 }
@@ -312,7 +313,7 @@ mod tests {
             let off = findings.into_iter().filter(|finding| finding.state == State::Off);
             off.map(|finding| finding.name).collect::<Vec<_>>()
         };
-        assert_eq!(off(levers(None)), ["writeback_cache", "passthrough", "io_uring"]);
+        assert_eq!(off(levers(None)), ["writeback_cache", "passthrough"]);
         let status: Status = serde_json::from_value(serde_json::json!({
             "version": "x", "pid": 1, "uptime": 0, "store": "/s", "repositories": [],
             "worktrees": [],

@@ -247,8 +247,9 @@ async fn unmounted(daemon: &Daemon, dir: Option<&Path>) {
 fn levers(environment: &Environment) -> Result<Levers> {
     let mut levers = Levers::default();
     let lists = [
-        ("AGENTFS_LEVERS_OFF", &environment.levers_off, false),
         ("AGENTFS_LEVERS_ON", &environment.levers_on, true),
+        // Last: whoever needs one off for rescue has it off.
+        ("AGENTFS_LEVERS_OFF", &environment.levers_off, false),
     ];
     for (variable, names, on) in lists {
         if let Some(name) = names.iter().find(|name| !levers.switch(name, on)) {
@@ -286,10 +287,10 @@ mod tests {
             store: "/s".into(),
             log: None,
             levers_off: vec!["prewarm".into()],
-            levers_on: vec!["io_uring".into()],
+            levers_on: vec!["writeback_cache".into(), "prewarm".into()],
         };
-        assert!(!levers(&environment).unwrap().prewarm);
-        assert!(levers(&environment).unwrap().io_uring);
+        assert!(!levers(&environment).unwrap().prewarm, "off is for rescue");
+        assert!(levers(&environment).unwrap().writeback_cache);
         environment.levers_off = vec!["no_such".into()];
         let failure = levers(&environment).unwrap_err();
         assert!(failure.message.contains("no_such") && failure.hint.unwrap().contains("prewarm"));

@@ -37,6 +37,8 @@ pub(crate) struct Header {
     pub(crate) node: Ino,
     /// On whose behalf the kernel asks.
     pub(crate) caller: Caller,
+    /// The thread that asks; 0 where the kernel does so by itself.
+    pub(crate) task: u32,
     /// Length of what follows the arguments: who else the caller is, which we never ask for.
     extension_bytes: usize,
 }
@@ -48,10 +50,10 @@ impl Header {
         let (len, opcode) = (fields.u32()?, fields.u32()?);
         let (unique, node) = (fields.u64()?, Ino(fields.u64()?));
         let caller = Caller { uid: fields.u32()?, gid: fields.u32()? };
-        fields.u32()?;
+        let task = fields.u32()?;
         let extension_bytes = usize::from(fields.u16()?) * 8;
         fields.u16()?;
-        Ok(Self { len, opcode, unique, node, caller, extension_bytes })
+        Ok(Self { len, opcode, unique, node, caller, task, extension_bytes })
     }
 
     /// The operation that follows this header.

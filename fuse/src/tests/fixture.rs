@@ -243,14 +243,27 @@ impl Mount {
         Self::serving(|| writable(items), &options)
     }
 
+    /// The usual worktree over io_uring, whatever the transport of this process.
+    pub(super) fn ringing() -> Option<Self> {
+        Self::over(true, || worktree(items()), &usual())
+    }
+
     fn serving(stored: impl FnOnce() -> Stored, options: &MountOptions) -> Option<Self> {
+        Self::over(over_io_uring(), stored, options)
+    }
+
+    fn over(
+        io_uring: bool,
+        stored: impl FnOnce() -> Stored,
+        options: &MountOptions,
+    ) -> Option<Self> {
         if !can_mount() {
             return None;
         }
         let stored = stored();
         let point = Point::new();
         let mut options = options.clone();
-        options.levers.io_uring |= over_io_uring();
+        options.levers.io_uring = io_uring;
         let mounted = mount(Arc::clone(&stored.worktree), &point.path, &options).unwrap();
         assert_eq!(mounted.io_uring(), options.levers.io_uring);
         Some(Self { mounted, point, stored })
@@ -290,7 +303,8 @@ impl Mount {
 }
 
 pub(super) fn usual() -> MountOptions {
-    MountOptions { name: "agentfs:repo@branch".into(), ..MountOptions::default() }
+    let levers = Levers { io_uring: over_io_uring(), ..Levers::default() };
+    MountOptions { name: "agentfs:repo@branch".into(), levers, ..MountOptions::default() }
 }
 
 /// A directory to mount on. Whatever is mounted there is cut off when it is dropped, or when the

@@ -8,9 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::fixture::{self, Mount, Point, TRANSPORT};
 use crate::cache::Levers;
+use crate::counters::Message;
 use crate::devfuse;
 use crate::mount::{self, MountOptions};
 use crate::ops::Ops;
@@ -35,7 +37,7 @@ fn can_ring() -> bool {
 }
 
 fn ringing() -> Option<Mount> {
-    can_ring().then(|| Mount::new(Levers { io_uring: true, ..Levers::default() })).flatten()
+    can_ring().then(Mount::ringing).flatten()
 }
 
 /// All other tests of this crate, in a process in which every mount is served over io_uring.
@@ -66,6 +68,54 @@ fn requests_come_over_the_rings_and_forgets_over_the_device() {
         fs::read_to_string(name).is_ok_and(|name| name.starts_with("agentfs-uring-"))
     });
     assert!(threads.count() >= 2);
+}
+
+/// As on a machine with more possible processors than there are: their queues are served by threads of others.
+#[test]
+fn queues_of_processors_that_are_not_for_us_are_served() {
+    if !can_ring() {
+        return;
+    }
+    let only = |processor| {
+        let mut set = CpuSet::new();
+        set.set(processor);
+        sched_setaffinity(None, &set).unwrap();
+    };
+    let allowed = sched_getaffinity(None).unwrap();
+    let allowed: Vec<usize> = (0..1024).filter(|&one| allowed.is_set(one)).collect();
+    thread::spawn(move || {
+        only(allowed[0]);
+        let Some(mount) = Mount::ringing() else { return };
+        thread::scope(|scope| {
+            for processor in allowed {
+                let mount = &mount;
+                scope.spawn(move || {
+                    only(processor);
+                    for round in 0..100 {
+                        assert!(!mount.path(&format!("none-{processor}-{round}")).exists());
+                    }
+                    assert_eq!(fs::read(mount.path("a.txt")).unwrap(), b"hello\n");
+                });
+            }
+        });
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn what_a_large_message_has_touched_is_given_back_and_used_again() {
+    let Some(mount) = ringing() else { return };
+    let content = fs::read(mount.path("big.bin")).unwrap();
+    assert!(content.len() > devfuse::KEPT_BYTES);
+    for _ in 0..2 {
+        thread::sleep(Duration::from_millis(1200));
+        let big = fs::File::open(mount.path("big.bin")).unwrap();
+        rustix::fs::fadvise(&big, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let reads = mount.count(Message::Read);
+        assert_eq!(fs::read(mount.path("big.bin")).unwrap(), content);
+        assert!(mount.count(Message::Read) > reads);
+    }
 }
 
 #[test]
@@ -144,7 +194,7 @@ fn a_queue_that_the_kernel_refuses_ends_the_start() {
     let ops = Ops::new(Arc::clone(&stored.worktree), Levers::default());
     let mut workers = uring::prepare().unwrap();
     workers.last_mut().unwrap().spoil();
-    assert!(devfuse::handshake(&device, &ops, true, false).unwrap().io_uring);
+    assert!(devfuse::handshake(&device, &ops, || true, false).unwrap().io_uring);
     let (start, starting) = Start::new(workers.len());
     let path = point.path.clone();
     let session = thread::spawn(move || {
@@ -185,7 +235,7 @@ fn a_kernel_that_waits_for_queues_lets_go_when_none_come() {
     let point = Point::new();
     let device = mount::attach(&point.path, &fixture::usual()).unwrap();
     let ops = Ops::new(Arc::clone(&stored.worktree), Levers::default());
-    assert!(devfuse::handshake(&device, &ops, true, false).unwrap().io_uring);
+    assert!(devfuse::handshake(&device, &ops, || true, false).unwrap().io_uring);
     let waiting = {
         let path = point.path.clone();
         thread::spawn(move || fs::read_dir(&path).map(drop))
