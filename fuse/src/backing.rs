@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Weak;
 
-use agentfs_engine::store::PlainFile;
+use agentfs_engine::store::{KeptFile, PlainFile};
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -34,8 +34,8 @@ pub(crate) struct Backing {
     /// The mount, as long as it exists; given again afterwards.
     pub(crate) mount: u64,
     device: Weak<OwnedFd>,
-    /// Keeps it in the cache.
-    _file: PlainFile,
+    /// Keeps it in the cache. No descriptor is needed for that, of which a process has few.
+    _file: KeptFile,
 }
 
 #[repr(C)]
@@ -54,7 +54,8 @@ struct MountAttributes {
 }
 
 impl Backing {
-    /// Makes `file` the backing of files of the session on `device`; `watch` tells how long it is in use.
+    /// Makes `file` the backing of files of the session on `device`; `watch` tells how long it is in use. With it
+    /// comes what holds its mount until it is dropped, too: that takes as long as all the rest, and need not be waited for.
     ///
     /// # Errors
     /// What the kernel has against it.
@@ -63,7 +64,7 @@ impl Backing {
         device: &Weak<OwnedFd>,
         file: PlainFile,
         watch: Option<&Watch>,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, OwnedFd)> {
         let session = device.upgrade().ok_or(Errno::NODEV)?;
         let tree = read_only(file.file())?;
         let mount = mount_id(&tree)?;
@@ -75,7 +76,10 @@ impl Backing {
         // SAFETY: the kernel reads a structure of this layout, which lives until the call returns.
         let id = unsafe { libc::ioctl(session.as_raw_fd(), BACKING_OPEN as _, &raw const map) };
         match u32::try_from(id) {
-            Ok(id) if id > 0 => Ok(Self { id, mount, device: Weak::clone(device), _file: file }),
+            Ok(id) if id > 0 => {
+                let (device, _file) = (Weak::clone(device), file.close());
+                Ok((Self { id, mount, device, _file }, tree))
+            }
             _ => Err(io::Error::last_os_error()),
         }
     }
@@ -179,5 +183,36 @@ impl Watch {
             found.push(id.ok_or(io::ErrorKind::InvalidData)?);
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_cannot_be_written_and_is_there_as_long_as_it_is_used() {
+        if crate::passthrough::obstacle().is_some() {
+            return;
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), b"bytes").unwrap();
+        let watch = Watch::new().unwrap();
+        let tree = read_only(file.as_file()).unwrap();
+        watch.begin(&tree).unwrap();
+        assert_eq!(watch.there().unwrap(), [mount_id(&tree).unwrap()]);
+        let mut writing = fs::OpenOptions::new();
+        let refused = writing.write(true).open(path_of(&tree)).unwrap_err();
+        assert_eq!(Errno::from_io_error(&refused), Some(Errno::ROFS));
+        let reading = File::open(path_of(&tree)).unwrap();
+        drop(tree);
+        assert_eq!(watch.there().unwrap().len(), 1);
+        assert_eq!(io::read_to_string(&reading).unwrap(), "bytes");
+        drop(reading);
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !watch.there().unwrap().is_empty() {
+            assert!(std::time::Instant::now() < end, "the mount stays");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
     }
 }

@@ -35,6 +35,8 @@ pub(crate) const PASSED_BYTES_MIN: u64 = 1 << 20;
 /// How long who wants to write waits for those to end who read. The kernel tells of a last close
 /// after it has returned; that takes a millisecond at most where nothing else is to be done.
 const READERS_END_WITHIN: Duration = Duration::from_millis(200);
+/// How many descriptors may wait to be closed.
+const TREES_MAX: usize = 16;
 /// How often mappings are looked for meanwhile: nobody tells when one ends.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -78,6 +80,8 @@ struct State {
     /// Whether somebody waits for readers to end. One at a time: a thread that waits serves nobody, also not
     /// the close for which it waits.
     waiting: bool,
+    /// What holds mounts of backings; closed when nobody waits for it.
+    trees: Vec<OwnedFd>,
 }
 
 /// The opens of a file.
@@ -167,24 +171,22 @@ impl Passthrough {
             make().and_then(|file| match Backing::new(&self.device, file, self.watch.as_ref()) {
                 Ok(backing) => Some(backing),
                 Err(error) => {
-                    // Descriptors and memory may be short at the moment.
-                    if !matches!(
-                        error.raw_os_error(),
-                        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
-                    ) {
-                        self.refused.store(true, Ordering::Relaxed);
-                        warn!("the kernel refuses to read past us: {error}; nothing is any more");
-                    }
+                    self.refuse(&error);
                     None
                 }
             });
         let mut state = self.lock();
         let opens = state.files.entry(ino).or_default();
+        let mut trees = Vec::new();
         let way = match backing {
-            Some(backing) => {
+            Some((backing, tree)) => {
                 let (id, mount) = (backing.id, backing.mount);
                 opens.passed += 1;
                 opens.backing = Some(backing);
+                state.trees.push(tree);
+                if state.trees.len() > TREES_MAX {
+                    mem::swap(&mut trees, &mut state.trees);
+                }
                 if self.watch.is_some() {
                     state.watch(ino, mount);
                 }
@@ -196,7 +198,7 @@ impl Passthrough {
             }
         };
         drop(state);
-        drop(making);
+        drop((making, trees));
         way
     }
 
@@ -215,6 +217,8 @@ impl Passthrough {
         let mut state = self.lock();
         let mut until = None;
         let found = loop {
+            // They would look like mappings.
+            state.trees.clear();
             let Some(opens) = state.files.get_mut(&ino) else { break Ok(()) };
             if opens.busy {
                 state = self.wait(state);
@@ -262,9 +266,11 @@ impl Passthrough {
         if opens.is_over() {
             state.files.remove(&ino);
         }
+        let trees = mem::take(&mut state.trees);
         drop(state);
-        self.changed.notify_all();
         drop(ended);
+        self.changed.notify_all();
+        drop(trees);
     }
 
     /// The kernel has forgotten the inode, so nobody has it open or mapped.
@@ -282,8 +288,10 @@ impl Passthrough {
 
     /// The session has ended.
     pub(crate) fn end(&self) {
-        let files = mem::take(&mut self.lock().files);
-        drop(files);
+        let mut state = self.lock();
+        let ended = (mem::take(&mut state.files), mem::take(&mut state.trees));
+        drop(state);
+        drop(ended);
     }
 
     /// From now on no file begins to be read past us.
@@ -296,6 +304,19 @@ impl Passthrough {
     #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
         self.lock().files.is_empty()
+    }
+
+    /// The kernel has refused a backing.
+    fn refuse(&self, error: &std::io::Error) {
+        let why = match error.raw_os_error() {
+            // Descriptors and memory may be short at the moment.
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => return,
+            Some(libc::ELOOP) => "the store is on a file system that lies on another one".into(),
+            _ => error.to_string(),
+        };
+        if !self.refused.swap(true, Ordering::Relaxed) {
+            warn!("the kernel refuses to read files past us, so none is any more: {why}");
+        }
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {

@@ -41,6 +41,12 @@ const PIECE_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub struct PlainFile {
     file: File,
+    kept: KeptFile,
+}
+
+/// Keeps a plain file in the cache, without having it open.
+#[derive(Debug)]
+pub struct KeptFile {
     id: ContentId,
     /// Its device and inode.
     place: (u64, u64),
@@ -111,9 +117,14 @@ impl PlainFile {
     pub fn file(&self) -> &File {
         &self.file
     }
+
+    /// Closes it, and keeps it in the cache.
+    pub fn close(self) -> KeptFile {
+        self.kept
+    }
 }
 
-impl Drop for PlainFile {
+impl Drop for KeptFile {
     fn drop(&mut self) {
         let mut state = self.files.lock();
         // It may have been removed, and another made.
@@ -219,7 +230,8 @@ impl PlainFiles {
         bytes: u64,
         fill: &dyn Fn(&mut dyn Write) -> Result<()>,
     ) -> Result<Option<PlainFile>> {
-        if bytes > self.bytes_max {
+        // One that takes the place of all others is more in the way than of use.
+        if bytes > self.bytes_max / 2 {
             return Ok(None);
         }
         let _work = self.work_on(id);
@@ -235,7 +247,8 @@ impl PlainFiles {
         known.seen = Some(look);
         known.holders += 1;
         drop(state);
-        Ok(Some(PlainFile { file, id, place: (look.dev, look.ino), files: Arc::clone(self) }))
+        let kept = KeptFile { id, place: (look.dev, look.ino), files: Arc::clone(self) };
+        Ok(Some(PlainFile { file, kept }))
     }
 
     /// Waits until nobody else is at work on `id`, and begins to be.

@@ -53,7 +53,7 @@ pub(crate) use claim::Claim;
 use claim::Claims;
 pub use collector::Hold;
 pub(crate) use collector::{Candidates, Collector, Item, Marks};
-pub use files::PlainFile;
+pub use files::{KeptFile, PlainFile};
 pub use in_use::Upkeep;
 pub use records::{Branch, KeptGit, Repository, SnapshotReason, SnapshotRecord, WorktreeRecord};
 pub use tables::Object;

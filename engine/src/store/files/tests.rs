@@ -169,7 +169,7 @@ fn the_bound_is_kept_and_what_is_held_stays() {
     assert!([0, 2, 3].into_iter().all(|at| kept(&files, &all[at])));
     drop(held);
     assert!(get(&files, &all[4]).is_some());
-    assert!(get(&files, &noise(20, 3001)).is_none());
+    assert!(get(&files, &noise(20, 1501)).is_none());
     assert_eq!(files.amount(), (3, 3000));
     // One who opens the cache with less keeps that, as soon as there is something to be made.
     let files = PlainFiles::bounded(dir.path().join(FILES_DIR), 2000).unwrap();
