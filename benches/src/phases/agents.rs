@@ -86,6 +86,7 @@ impl<'a> Fleet<'a> {
         let store = if subject == Subject::Passing { store.with_lever(LEVER) } else { store };
         let root = lab.fresh("tree");
         store.clone(&source.git_dir, &root, true)?;
+        store.wait_idle()?;
         fleet.roots.push(root);
         fleet.store = Some(store);
         Ok(fleet)

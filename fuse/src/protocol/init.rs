@@ -155,5 +155,10 @@ mod tests {
         assert_eq!((u32(), u32()), (1 << 20, 1));
         assert_eq!((u32(), u32()), (u32::from_le(256), 1 << 9));
         assert_eq!(args.bytes(28), Ok(&[0; 28][..]));
+        // With passthrough, one file system may lie below.
+        let agreed = offer.agree(flag::PASSTHROUGH).unwrap();
+        let mut out = Writer::new(&mut bytes);
+        agreed.encode(4096, &mut out);
+        assert_eq!((out.finish(), &bytes[36..44]), (Some(64), &[1, 0, 0, 0, 0, 0, 0, 0][..]));
     }
 }

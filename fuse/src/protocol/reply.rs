@@ -218,6 +218,9 @@ mod tests {
     #[test]
     fn other_replies_have_their_length() {
         assert_eq!(written(|out| opened(OPEN_KEEP_CACHE, out)).len(), 16);
+        let bytes = written(|out| opened_as(5, OPEN_PASSTHROUGH, 7, out));
+        let mut args = Args::new(&bytes, &[]);
+        assert_eq!((args.u64(), args.u32(), args.u32()), (Ok(5), Ok(1 << 7), Ok(7)));
         let fs = FsStatistics {
             block_size: 4096,
             blocks: 1,

@@ -497,6 +497,21 @@ mod tests {
     }
 
     #[test]
+    fn an_open_has_flags_and_its_end_has_what_it_was_told() {
+        let open = message(14, &[], |out| {
+            out.u32(0o100_002);
+            out.u32(7);
+        });
+        with_op(&open, |op| assert_eq!(op, Ok(Op::Open { flags: 0o100_002 })));
+        let release = message(18, &[], |out| {
+            out.u64(1 << 40 | 2);
+            out.u64(9);
+            out.u64(9);
+        });
+        with_op(&release, |op| assert_eq!(op, Ok(Op::Release { handle: 1 << 40 | 2 })));
+    }
+
+    #[test]
     fn arguments_may_come_in_two_pieces() {
         let bytes = message(45, &[], |out| {
             out.u64(7);

@@ -18,6 +18,7 @@ use super::process;
 use crate::cache::Levers;
 use crate::counters::Message;
 use crate::mount::MountOptions;
+use crate::notify::Stale;
 use crate::passthrough;
 
 const NAME: &str = "big.bin";
@@ -218,8 +219,9 @@ fn a_mapping_that_outlives_its_file_keeps_writers_away() {
     drop(file);
     soon(|| (mount.count(Message::Release) > 0).then_some(()));
     assert!(is_refused(to_write(&mount)));
-    // Also when the kernel has thrown away what it can.
-    let _ = fs::write("/proc/sys/vm/drop_caches", "2");
+    // Also when the kernel has thrown away what it can of it.
+    let name = NAME.as_bytes();
+    mount.mounted.invalidate(Stale::Entry { parent: agentfs_engine::Ino::ROOT, name }).unwrap();
     assert!(is_refused(to_write(&mount)));
     // That of another process.
     let mut child = process::start("map", &mount.path(NAME));
