@@ -29,6 +29,24 @@ pub fn configure(git_dir: &Path, command: &str) -> Result<()> {
     files::write(&path, &text)
 }
 
+/// Takes back what [`configure`] has written of a command that begins so; whether there was one.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn forget(git_dir: &Path, begins: &str) -> Result<bool> {
+    let path = git_dir.join("config");
+    let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
+    let begins = format!("\tfsmonitor = {}", quoted(begins));
+    let begins = begins.strip_suffix('"').unwrap_or(&begins).as_bytes();
+    let lines: Vec<_> = text.split_inclusive(|byte| *byte == b'\n').collect();
+    let kept: Vec<_> = lines.iter().filter(|line| !line.starts_with(begins)).copied().collect();
+    let found = kept.len() < lines.len();
+    if found {
+        files::replace(&path, &kept.concat())?;
+    }
+    Ok(found)
+}
+
 /// Whether git asks somebody in the worktrees of a repository, by the repository's own configuration.
 pub fn is_configured(git_dir: &Path) -> bool {
     let config = File::from_path_no_includes(git_dir.join("config"), Source::Local);
@@ -57,6 +75,20 @@ fn quoted(value: &str) -> String {
 mod tests {
     use super::*;
     use crate::gittest::{Sandbox, git};
+
+    #[test]
+    fn what_was_told_git_is_taken_back_and_nothing_else() {
+        let sandbox = Sandbox::new();
+        let repository = sandbox.empty_repository("repo", &["--bare"]);
+        configure(&repository, "ask() { 'a \"b\"'; }; ask").unwrap();
+        git(&repository, &["config", "core.autocrlf", "input"]);
+        assert!(!forget(&repository, "ask() { 'other").unwrap());
+        assert!(is_configured(&repository));
+        assert!(forget(&repository, "ask() { 'a \"b").unwrap());
+        assert!(!is_configured(&repository));
+        assert_eq!(git(&repository, &["config", "core.autocrlf"]), "input");
+        assert!(!forget(&repository, "ask() {").unwrap());
+    }
 
     #[test]
     fn git_reads_the_command_as_it_is_meant() {

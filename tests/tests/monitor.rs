@@ -126,6 +126,57 @@ fn a_clone_of_a_tree_that_is_large_enough_has_git_ask() {
     }
 }
 
+/// A clone that has git ask, and what it asks.
+fn asking(store: &TestStore) -> (PathBuf, String) {
+    let source = Builder::new(&store.path("source"));
+    for number in 0..ENTRIES_MIN {
+        source.file(number.to_string(), "x\n");
+    }
+    source.commit("all");
+    let dir = store.clone(source.dir(), "mounted");
+    let command = git(&dir, &["config", "core.fsmonitor"]);
+    (dir, command)
+}
+
+/// What git says of a plain directory in which it finds one file that is new, and nothing else.
+#[track_caller]
+fn assert_quiet(dir: &Path) {
+    fs::write(dir.join("new"), "new").unwrap();
+    let said = git_command(dir, &["status", "--porcelain"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "?? new\n");
+    assert_eq!(String::from_utf8_lossy(&said.stderr), "");
+}
+
+#[test]
+fn what_is_not_of_this_store_is_not_asked_for() {
+    if !fuse_available() {
+        return;
+    }
+    let mut store = TestStore::with_limit(LIMIT);
+    let (dir, command) = asking(&store);
+    // One that git has made beside ours has the same configuration.
+    let beside = store.path("beside");
+    git(&dir, &["worktree", "add", "--quiet", &beside.display().to_string()]);
+    assert_quiet(&beside);
+
+    let plain = store.path("plain");
+    store.ok(&["materialize", "main", &plain.display().to_string()]);
+    assert!(!git_command(&plain, &["config", "core.fsmonitor"]).status().unwrap().success());
+    assert_quiet(&plain);
+
+    let (backup, second) = (store.path("backup"), store.path("second"));
+    store.ok(&["backup", &backup.display().to_string()]);
+    store.ok(&["daemon", "stop"]);
+    let first = store.home().display().to_string();
+    store.set_home(second.clone());
+    store.ok(&["restore", &backup.display().to_string()]);
+    let dir = store.path("restored");
+    store.ok(&["mount", "main", &dir.display().to_string()]);
+    let asks = git(&dir, &["config", "core.fsmonitor"]);
+    assert_eq!(asks, command.replace(&first, &second.display().to_string()));
+    assert_told(&dir, "a restored worktree");
+}
+
 #[test]
 fn what_is_not_changed_is_not_looked_at() {
     if !fuse_available() {

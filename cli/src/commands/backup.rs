@@ -16,6 +16,7 @@ use crate::destination;
 use crate::environment::Environment;
 use crate::error::{Failure, Kind, Result};
 use crate::layout::Layout;
+use crate::monitor;
 use crate::output::{Output, count};
 use crate::progress::human_bytes;
 use crate::protocol::{BackedUp, BackupCall, Checked, WirePath, method};
@@ -173,6 +174,12 @@ fn move_records(dir: &Path, old: &Path, layout: &Layout) -> Result<(usize, usize
     let repositories = store.repositories()?;
     for repository in &repositories {
         if let Some(git_dir) = moved(&repository.git_dir) {
+            let below = repository.git_dir.strip_prefix(old).unwrap_or(&repository.git_dir);
+            let here = dir.join(below);
+            // That of the other store is not to be asked.
+            if monitor::forget(&here)? {
+                monitor::configure(&here, layout)?;
+            }
             batch.put_repository(&store::Repository { git_dir, ..repository.clone() });
         }
     }

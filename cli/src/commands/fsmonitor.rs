@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::client::Client;
 use crate::environment::Environment;
-use crate::error::{Failure, Kind, Result};
+use crate::error::Result;
 use crate::ignored::is_ignored;
 use crate::layout::Layout;
 use crate::progress::Meter;
@@ -35,12 +35,12 @@ pub struct Args {
 /// since the moment of the token that git has, each followed by a NUL but the last.
 ///
 /// # Errors
-/// [`Kind::Usage`] for another version of the interface. A directory that is no worktree, and a store whose daemon does not
-/// run, are no errors: git does without the answer.
+/// What is wrong with the environment. A directory that is no worktree, and a store whose daemon does not run, are no errors:
+/// git does without the answer. It asks again then by version 1 of the interface, which is not spoken, and says nothing of that to
+/// whoever works in a plain worktree of the same repository.
 pub fn run(args: &Args) -> Result<u8> {
     if args.version != VERSION {
-        let message = format!("version {} of the interface is not spoken", args.version);
-        return Err(Failure::new(Kind::Usage, message).hint("git 2.26 and later speak version 2"));
+        return Ok(NO_ANSWER);
     }
     let layout = Layout::new(Environment::read()?.store);
     let (Ok(dir), Ok(here), Ok(Some(mut client))) =

@@ -23,6 +23,7 @@ use crate::destination;
 use crate::environment::Environment;
 use crate::error::{Failure, Kind, Result};
 use crate::layout::Layout;
+use crate::monitor;
 use crate::output::{Output, count};
 use crate::progress::{Display, Meter};
 use crate::protocol::{
@@ -268,6 +269,8 @@ fn repository(source: &Source, tree: &Path) -> Result<()> {
     for name in ["config", "info", "hooks", "logs"] {
         copy(&common.join(name), &own.join(name), &["agentfs"])?;
     }
+    // It has no daemon to be asked.
+    monitor::forget(&own)?;
     run_git(git(tree).args(["config", "core.bare", "false"]))?;
     // Those of a worktree of its own, and how the repository itself was used.
     run_git(git(tree).args(["config", "--unset-all", "core.worktree"])).ok();
