@@ -29,10 +29,21 @@ pub(crate) fn aside(path: &Path) -> PathBuf {
     aside.into()
 }
 
+/// Writes a new file where that is made which is to replace `path`, and returns where. What a killed process has left
+/// there is not written to: it may be a link to a file of others.
+pub(crate) fn write_aside(path: &Path, content: &[u8]) -> Result<PathBuf> {
+    let aside = aside(path);
+    match std::fs::remove_file(&aside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Error::io("remove", &aside, error))
+        }
+        _ => write(&aside, content).map(|()| aside),
+    }
+}
+
 /// Writes a small file of a git directory that others may be reading: they see what was there or all of this.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    let aside = &aside(path);
-    write(aside, content)?;
+    let aside = &write_aside(path, content)?;
     sync(aside)?;
     std::fs::rename(aside, path).map_err(|source| Error::io("write", path, source))
 }
@@ -74,6 +85,18 @@ pub(crate) fn unless_gone(synced: Result<u64>) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_replaced_and_nobody_elses_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("file"), dir.path().join("other"));
+        std::fs::write(&other, "theirs").unwrap();
+        std::fs::hard_link(&other, aside(&path)).unwrap();
+        replace(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(std::fs::read(&other).unwrap(), b"theirs");
+        assert!(!aside(&path).exists());
+    }
 
     #[test]
     fn what_is_ours_is_synced_and_what_is_gone_is_not_missed() {

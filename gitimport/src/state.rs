@@ -223,7 +223,10 @@ fn carry_file(from: &Path, to: &Path, link: bool) -> Result<()> {
         true => Ok(()),
         false => copy(from, aside),
     };
-    match carried.and_then(|()| fs::rename(aside, to)) {
+    let moved = carried.and_then(|()| fs::rename(aside, to));
+    // Of two names of one file none is taken away by renaming one to the other.
+    drop(fs::remove_file(aside));
+    match moved {
         // git has removed it meanwhile.
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         moved => moved.map_err(|error| Error::io("copy", from, error)),

@@ -348,6 +348,32 @@ fn what_branches_and_snapshots_are_is_compared_and_exported() {
 
 /// What a branch was made again does not depend on the snapshot that it was.
 #[test]
+fn a_snapshot_that_is_restored_unchanged_keeps_what_was_staged_in_it() {
+    if !fuse_available() {
+        return;
+    }
+    let (store, main) = mounted();
+    let dir = main.display().to_string();
+    fs::write(main.join("dir/one"), "staged\n").unwrap();
+    git(&main, &["add", "dir/one"]);
+    let staged = git(&main, &["diff", "--cached"]);
+    let id = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
+    let moment = (tree::read(&main), status(&main));
+    // Nothing has changed: its index and that of the worktree are one file.
+    store.ok(&["snapshot", "restore", &id]);
+    let git_dir = PathBuf::from(git(&main, &["rev-parse", "--absolute-git-dir"]));
+    assert!(!git_dir.join("index.agentfs-new").exists());
+    git(&main, &["commit", "-qm", "later"]);
+    for to in ["HEAD~1", "main"] {
+        store.ok(&["switch", &dir, to]);
+    }
+    store.ok(&["snapshot", "restore", &id]);
+    assert_eq!((tree::read(&main), status(&main)), moment);
+    assert_eq!(git(&main, &["diff", "--cached"]), staged);
+    assert_sound(&store);
+}
+
+#[test]
 fn what_was_restored_stays_when_its_snapshot_goes_and_the_daemon_was_killed() {
     if !fuse_available() {
         return;

@@ -226,8 +226,7 @@ impl Locked {
         worktree: &Worktree,
     ) -> Result<()> {
         let bytes = plan.index_with(stats, dev, self.hash, worktree)?;
-        let aside = &files::aside(&self.git_dir.join("index"));
-        files::write(aside, bytes)?;
+        let aside = &files::write_aside(&self.git_dir.join("index"), bytes)?;
         // Not younger than what was made: git is to look at what has changed since.
         if let Some(made) = stats.iter().flatten().map(|stat| stat.modified.seconds as u32).max() {
             racy::age(aside, made)?;
