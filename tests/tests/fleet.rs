@@ -357,11 +357,11 @@ fn a_snapshot_that_is_restored_unchanged_keeps_what_was_staged_in_it() {
     fs::write(main.join("dir/one"), "staged\n").unwrap();
     git(&main, &["add", "dir/one"]);
     let staged = git(&main, &["diff", "--cached"]);
-    let id = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
     let moment = (tree::read(&main), status(&main));
-    // Nothing has changed: its index and that of the worktree are one file.
-    store.ok(&["snapshot", "restore", &id]);
     let git_dir = PathBuf::from(git(&main, &["rev-parse", "--absolute-git-dir"]));
+    let id = store.json(&["snapshot", "create", "main"])["id"].as_str().unwrap().to_owned();
+    // Nothing has changed, and git has not looked: its index and that of the worktree are one file.
+    store.ok(&["snapshot", "restore", &id]);
     assert!(!git_dir.join("index.agentfs-new").exists());
     git(&main, &["commit", "-qm", "later"]);
     for to in ["HEAD~1", "main"] {
