@@ -287,7 +287,7 @@ mod tests {
             let off = findings.into_iter().filter(|finding| finding.state == State::Off);
             off.map(|finding| finding.name).collect::<Vec<_>>()
         };
-        assert_eq!(off(levers(None)), ["writeback_cache"]);
+        assert_eq!(off(levers(None)), ["writeback_cache", "io_uring"]);
         let status: Status = serde_json::from_value(serde_json::json!({
             "version": "x", "pid": 1, "uptime": 0, "store": "/s", "repositories": [],
             "worktrees": [],
