@@ -109,9 +109,9 @@ levers! {
     /// for both.
     passthrough = false,
     /// Requests come over io_uring instead of `/dev/fuse`, where the kernel has that switched on: one
-    /// system call for each, on the processor of the one who asks. Off by default: when the daemon is killed, the
-    /// mount is there some milliseconds longer than the process, and who waits for it is told `ECANCELED`; and the
-    /// kernel counts threads that wait for a request as waiting for a disk.
+    /// system call for each, on the processor of the one who asks. Off by default: on two processors it was
+    /// faster where the other one was idle, and slower where that was busy; and when the daemon is killed, who
+    /// waits is told `ECANCELED` (`docs/ARCHITECTURE.md`).
     io_uring = false,
 }
 

@@ -25,8 +25,8 @@ const LARGE_BYTES: usize = 128 << 10;
 const TAKEN_AWAY_AFTER: Duration = Duration::from_micros(250);
 /// After so many moves in a row a reply is held back, if that has helped before.
 const MOVES_MIN: u32 = 8;
-/// The same if it never helps: by then it costs nothing.
-const MOVES_MAX: u32 = 1 << 16;
+/// The same if it never helps: it then costs a hundredth of what the moves do.
+const MOVES_MAX: u32 = 1 << 11;
 /// A program that has made so many requests in a row on one processor stays.
 const STAYS: u32 = 64;
 
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(held_back(&mut trail, 1, &[0]), 1);
         // 16, 32, 64, ... moves later.
         assert_eq!(held_back(&mut trail, 16 + 32 + 64, &[1, 0]), 3);
-        assert_eq!(held_back(&mut trail, 100 * MOVES_MAX as usize, &[1, 0]), 9 + 99);
+        assert_eq!(held_back(&mut trail, 100 * MOVES_MAX as usize, &[1, 0]), 4 + 99);
         // It stays: that has helped.
         assert_eq!(held_back(&mut trail, STAYS as usize + 1, &[0]), 0);
         assert_eq!(held_back(&mut trail, MOVES_MIN as usize, &[1, 0]), 1);

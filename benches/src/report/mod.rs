@@ -34,7 +34,7 @@ impl Places {
     }
 }
 
-/// Renders the newest full result, with the newest comparison of each lever on the same machine.
+/// Renders the newest full result, with the newest comparison of each lever in each phase on the same machine.
 pub fn render(places: &Places) -> Result<()> {
     let records = Record::load_all(&places.results)?;
     let newest = records.iter().rfind(|(_, record)| record.ab.is_none() && !record.small);
@@ -271,26 +271,46 @@ fn definitions(out: &mut String, record: &Record) {
     }
 }
 
-/// The newest comparison of each lever on the machine of `record`.
+/// The newest comparison of each lever in each phase on the machine of `record`.
 fn levers(out: &mut String, record: &Record, records: &[(PathBuf, Record)]) {
-    let mut newest: Vec<&Record> = Vec::new();
+    let mut rows: Vec<(&str, &PhaseResult, String)> = Vec::new();
     for (_, other) in records.iter().rev() {
-        let known = newest.iter().any(|seen| seen.ab == other.ab);
-        if other.ab.is_some() && other.machine.name == record.machine.name && !known {
-            newest.push(other);
+        let Some(lever) = other.ab.as_deref() else { continue };
+        if other.machine.name != record.machine.name {
+            continue;
+        }
+        for phase in &other.phases {
+            let is_known = rows.iter().any(|(name, seen, _)| {
+                *name == lever && seen.id == phase.id && seen.files == phase.files
+            });
+            if let Some(figures) = tables::comparison(phase)
+                && !is_known
+            {
+                let row = format!("{figures} | {} | {} |", other.date(), other.commit);
+                rows.push((lever, phase, row));
+            }
         }
     }
-    if newest.is_empty() {
+    if rows.is_empty() {
         return;
     }
-    newest.sort_by(|a, b| a.ab.cmp(&b.ab));
-    out.push_str("\n## What each lever buys\n\nagentfs without the lever against agentfs with it: above 1, the lever pays.\n");
-    for other in newest {
-        let name = other.ab.as_deref().unwrap_or_default();
-        let _ = write!(out, "\n### {name} ({}, commit {})\n\n", other.date(), other.commit);
-        out.push_str(&tables::comparison(&other.phases));
+    let order: Vec<&str> = crate::catalogue::all().map(|phase| phase.id).collect();
+    let place = |phase: &PhaseResult| order.iter().position(|id| *id == phase.id);
+    rows.sort_by_key(|(lever, phase, _)| (*lever, place(phase), phase.files));
+    out.push_str(LEVERS);
+    for (lever, phase, row) in rows {
+        let _ = writeln!(out, "| {lever} | {} | {row}", tables::title(phase));
     }
 }
+
+const LEVERS: &str = "
+## Levers
+
+agentfs with everything that is on by default, and with one lever off, in turns: above 1, the lever pays.
+
+| lever | phase | with | without | without / with | turns | date | commit |
+|---|---|---|---|---|---|---|---|
+";
 
 /// Everything that is filed.
 fn filed(out: &mut String, records: &[(PathBuf, Record)]) {
@@ -337,7 +357,7 @@ mod tests {
             assert!(drawing.starts_with("<svg") && drawing.trim_end().ends_with("</svg>"));
         }
         assert_eq!(page.matches("](plots/").count(), 3);
-        assert!(!page.contains("What each lever buys"));
+        assert!(!page.contains("## Levers"));
     }
 
     #[test]
@@ -363,8 +383,26 @@ mod tests {
                 .push(crate::record::Series { subject: Subject::Without, seconds: without });
         }
         other.file(&places.results).unwrap();
-        render(&places).unwrap();
-        let page = fs::read_to_string(dir.path().join("docs/BENCHMARKS.md")).unwrap();
-        assert!(page.contains("### no_open") && page.contains("3.00 (3.00–3.00)"), "{page}");
+        let page = || {
+            render(&places).unwrap();
+            fs::read_to_string(dir.path().join("docs/BENCHMARKS.md")).unwrap()
+        };
+        let rows = |page: &str| {
+            let rows = page.lines().filter(|line| line.starts_with("| no_open | "));
+            rows.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let first = page();
+        assert!(first.contains("## Levers"), "{first}");
+        let rows_at_first = rows(&first);
+        assert!(rows_at_first.iter().all(|row| row.contains("3.00 (3.00–3.00)")), "{first}");
+        // A later comparison of one phase takes the place of that phase alone.
+        other.phases.truncate(1);
+        other.commit = "a later one".into();
+        other.time += 24 * 60 * 60;
+        other.file(&places.results).unwrap();
+        let second = rows(&page());
+        assert_eq!(second.len(), rows_at_first.len());
+        assert!(second[0].ends_with("| a later one |"), "{second:?}");
+        assert_eq!(second[1..], rows_at_first[1..]);
     }
 }

@@ -162,23 +162,12 @@ pub fn phases(phases: &[&PhaseResult]) -> String {
     out
 }
 
-/// A table of one lever: ours with it and without it.
-pub fn comparison(phases: &[PhaseResult]) -> String {
-    let mut out = String::from("| phase | with | without | without / with |\n|---|---|---|---|\n");
-    for phase in phases {
-        let (with, without) = (phase.of(Subject::Ours), phase.of(Subject::Without));
-        if let Some(ratio) = ratio(without, with) {
-            let _ = writeln!(
-                out,
-                "| {} | {} | {} | {} |",
-                cell(&title(phase)),
-                median(with),
-                median(without),
-                spread(&ratio)
-            );
-        }
-    }
-    out
+/// Ours with a lever and without it, as cells; `None` for a phase without both.
+pub fn comparison(phase: &PhaseResult) -> Option<String> {
+    let (with, without) = (phase.of(Subject::Ours), phase.of(Subject::Without));
+    let ratio = ratio(without, with)?;
+    let turns = with.len().min(without.len());
+    Some(format!("{} | {} | {} | {turns}", median(with), median(without), spread(&ratio)))
 }
 
 /// What is held in memory when many agents have read the same tree.
