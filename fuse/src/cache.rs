@@ -110,8 +110,8 @@ levers! {
     passthrough = false,
     /// Requests come over io_uring instead of `/dev/fuse`, where the kernel has that switched on: one
     /// system call for each, on the processor of the one who asks. Off by default: on two processors it was
-    /// faster where the other one was idle, and slower where that was busy; and when the daemon is killed, who
-    /// waits is told `ECANCELED` (`docs/ARCHITECTURE.md`).
+    /// faster where the other one was idle, and slower where that was busy; and a daemon that is killed can
+    /// leave a mount that hangs (`docs/ARCHITECTURE.md`).
     io_uring = false,
 }
 
