@@ -24,6 +24,15 @@ type Record = (u64, Vec<u8>, Vec<u8>);
 
 /// Opens the outbox; it, and the records after `drained`.
 fn open_after(storage: &FaultyStorage, drained: u64) -> Result<(Arc<Outbox>, Vec<Record>)> {
+    open_rotating(storage, drained, ROTATE_BYTES)
+}
+
+/// As [`open_after`], with segments of so many bytes.
+fn open_rotating(
+    storage: &FaultyStorage,
+    drained: u64,
+    rotate_bytes: u64,
+) -> Result<(Arc<Outbox>, Vec<Record>)> {
     let mut records = Vec::new();
     let mut replay = |record: Replayed<'_>| {
         let mut body = vec![0; record.body_len as usize];
@@ -33,7 +42,7 @@ fn open_after(storage: &FaultyStorage, drained: u64) -> Result<(Arc<Outbox>, Vec
     };
     let storage = Arc::new(storage.clone());
     let (dir, drained) = (Path::new(DIR), Sequence(drained));
-    let outbox = Outbox::open_rotating(storage, dir, drained, ROTATE_BYTES, &mut replay)?;
+    let outbox = Outbox::open_rotating(storage, dir, drained, rotate_bytes, &mut replay)?;
     Ok((outbox, records))
 }
 

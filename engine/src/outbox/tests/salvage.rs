@@ -10,7 +10,7 @@ const DRAINED: u64 = 5;
 /// An outbox of some segments, all of it synced and the last record stated to be.
 fn written() -> FaultyStorage {
     let storage = FaultyStorage::new();
-    let (outbox, _) = open_rotating(&storage, 700);
+    let (outbox, _) = open_small(&storage);
     while outbox.last().0 < LAST {
         append(&outbox).unwrap();
         outbox.sync(outbox.last()).unwrap();
@@ -20,17 +20,9 @@ fn written() -> FaultyStorage {
     storage
 }
 
-fn open_rotating(storage: &FaultyStorage, bytes: u64) -> (Arc<Outbox>, Vec<Record>) {
-    let mut records = Vec::new();
-    let mut replay = |record: Replayed<'_>| {
-        let mut body = vec![0; record.body_len as usize];
-        record.body.read(&mut body)?;
-        records.push((record.sequence.0, record.head.to_vec(), body));
-        Ok(())
-    };
-    let (shared, dir) = (Arc::new(storage.clone()), Path::new(DIR));
-    let outbox = Outbox::open_rotating(shared, dir, Sequence(DRAINED), bytes, &mut replay);
-    (outbox.unwrap(), records)
+/// Opens it, whose segments are small; it, and its records.
+fn open_small(storage: &FaultyStorage) -> (Arc<Outbox>, Vec<Record>) {
+    open_rotating(storage, DRAINED, 700).unwrap()
 }
 
 fn segments(storage: &FaultyStorage) -> Vec<PathBuf> {
@@ -51,14 +43,14 @@ fn salvaged(storage: &FaultyStorage) -> (Salvaged, Vec<Record>) {
     };
     let done = salvage(storage, Path::new(DIR), Sequence(DRAINED), &mut keep).unwrap();
     assert!(seen.is_sorted() && seen.first().is_none_or(|first| *first == DRAINED + 1));
-    let (outbox, records) = open_rotating(storage, 700);
+    let (outbox, records) = open_small(storage);
     // It goes on.
     let next = outbox.last().0 + 1;
     assert_eq!(append(&outbox).unwrap().sequence, Sequence(next));
     outbox.sync(outbox.last()).unwrap();
     drop(outbox);
     let after = storage.after_crash(0);
-    let (_, again) = open_rotating(&after, 700);
+    let (_, again) = open_small(&after);
     assert_eq!(again[..records.len()], records[..]);
     assert_eq!(again.len(), records.len() + 1);
     (done, records)
@@ -157,7 +149,7 @@ fn what_nobody_can_make_use_of_is_lost_and_an_error_changes_nothing() {
     let odd = |sequence: Sequence| sequence.0.is_multiple_of(7);
     let mut keep = |sequence, record: Option<Replayed<'_>>| Ok(record.is_some() && !odd(sequence));
     let done = salvage(&storage, dir, Sequence(DRAINED), &mut keep).unwrap();
-    let (_, records) = open_rotating(&storage, 700);
+    let (_, records) = open_small(&storage);
     assert_kept(&done, &records, LAST + 1);
     assert!([7, 14, 21, 28, 35].iter().all(|number| lost(&done).contains(number)));
     assert!(lost(&done).len() > 5);
