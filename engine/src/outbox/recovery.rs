@@ -34,6 +34,9 @@ pub(super) struct Candidate {
     limit: Sequence,
 }
 
+/// A segment file, its length in bytes and its header, if that is intact.
+pub(super) type Listed = (Arc<Segment>, u64, Option<SegmentHeader>);
+
 /// What a segment is to the log: the rows S4 to S8 of the decision table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum SegmentRow {
@@ -139,10 +142,13 @@ pub(super) fn recover(
     })
 }
 
-/// The segment files in `dir`, in order.
-pub(super) fn candidates(storage: &dyn Storage, dir: &Path) -> Result<Vec<Candidate>> {
+/// The segment files in `dir`, in order, with their lengths and whatever header each has.
+///
+/// # Errors
+/// [`Error::UnknownFormat`], and what reading meets.
+pub(super) fn segments(storage: &dyn Storage, dir: &Path) -> Result<Vec<Listed>> {
     let names = storage.list(dir).map_err(|error| Error::io("list", dir, error))?;
-    let mut candidates = Vec::with_capacity(names.len());
+    let mut segments = Vec::with_capacity(names.len());
     for name in names {
         let path = dir.join(&name);
         let Some(number) = segment_number(&name) else {
@@ -155,9 +161,21 @@ pub(super) fn candidates(storage: &dyn Storage, dir: &Path) -> Result<Vec<Candid
         let segment = Arc::new(Segment::new(number, path, file));
         let len = segment.file.len().map_err(|error| segment.error("measure", error))?;
         let header = read_header(&segment, len)?;
+        segments.push((segment, len, header));
+    }
+    segments.sort_unstable_by_key(|(segment, ..)| segment.number);
+    Ok(segments)
+}
+
+/// The segment files in `dir`, in order.
+pub(super) fn candidates(storage: &dyn Storage, dir: &Path) -> Result<Vec<Candidate>> {
+    let mut candidates = Vec::new();
+    for (segment, len, header) in segments(storage, dir)? {
+        if let Some(header) = &header {
+            check_header(&segment, header)?;
+        }
         candidates.push(Candidate { segment, len, header, limit: Sequence(u64::MAX) });
     }
-    candidates.sort_unstable_by_key(|candidate| candidate.segment.number);
     let mut limit = Sequence(u64::MAX);
     for candidate in candidates.iter_mut().rev() {
         candidate.limit = limit;
@@ -176,15 +194,20 @@ fn read_header(segment: &Segment, len: u64) -> Result<Option<SegmentHeader>> {
             let path = segment.path.clone();
             Err(Error::UnknownFormat { path, found, known: OUTBOX_VERSION })
         }
-        Header::Intact(header) if header.number != segment.number => {
-            let why = format!("it is segment {} under another name", header.number);
-            Err(damaged(&segment.path, 0, &why))
-        }
-        Header::Intact(header) if !header.is_plausible() => {
-            Err(damaged(&segment.path, 0, "its header states what no segment holds"))
-        }
         Header::Intact(header) => Ok(Some(header)),
     }
+}
+
+/// An error if the writer never writes this header to this segment.
+pub(super) fn check_header(segment: &Segment, header: &SegmentHeader) -> Result<()> {
+    if header.number != segment.number {
+        let why = format!("it is segment {} under another name", header.number);
+        return Err(damaged(&segment.path, 0, &why));
+    }
+    if !header.is_plausible() {
+        return Err(damaged(&segment.path, 0, "its header states what no segment holds"));
+    }
+    Ok(())
 }
 
 impl<'a> Walk<'a> {

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use super::Replayed;
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader, Position, checksum};
 use super::reader::{Found, Reader};
+use super::recovery::{check_header, segments};
 use super::segment::{
-    Header, OUTBOX_VERSION, Place, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, new_salt,
-    segment_name, segment_number,
+    Place, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, damaged, new_salt, segment_name,
 };
 use crate::error::{Error, Result};
 use crate::id::Sequence;
@@ -76,7 +76,13 @@ pub(crate) fn salvage(
     drained: Sequence,
     keep: &mut dyn FnMut(Sequence, Option<Replayed<'_>>) -> Result<bool>,
 ) -> Result<Salvaged> {
-    let mut old = segments(storage, dir)?;
+    let found = segments(storage, dir)?.into_iter();
+    let mut old: Vec<_> = found
+        .map(|(segment, len, header)| {
+            let header = header.filter(|header| check_header(&segment, header).is_ok());
+            Old { segment, len, header, damaged: header.is_none() }
+        })
+        .collect();
     let index = index(&mut old, drained)?;
     let number = old.last().map_or(0, |last| last.segment.number) + 1;
     let path = dir.join(segment_name(number));
@@ -103,34 +109,6 @@ pub(crate) fn salvage(
         renamed.map_err(|error| old.segment.error("rename", error))?;
     }
     Ok(salvaged)
-}
-
-/// The segments in `dir`, in order.
-fn segments(storage: &dyn Storage, dir: &Path) -> Result<Vec<Old>> {
-    let names = storage.list(dir).map_err(|error| Error::io("list", dir, error))?;
-    let mut segments = Vec::new();
-    for (number, name) in names.iter().filter_map(|name| Some((segment_number(name)?, name))) {
-        let path = dir.join(name);
-        let file = storage.open(&path, false).map_err(|error| Error::io("open", &path, error))?;
-        let segment = Arc::new(Segment::new(number, path, file));
-        let len = segment.file.len().map_err(|error| segment.error("measure", error))?;
-        let mut bytes = [0; SEGMENT_HEADER_BYTES];
-        let bytes = &mut bytes[..len.min(SEGMENT_HEADER_BYTES as u64) as usize];
-        segment.file.read_at(0, bytes).map_err(|error| segment.error("read", error))?;
-        let header = match SegmentHeader::decode(bytes) {
-            Header::Unknown(found) => {
-                let path = segment.path.clone();
-                return Err(Error::UnknownFormat { path, found, known: OUTBOX_VERSION });
-            }
-            Header::Intact(header) => {
-                Some(header).filter(|header| header.number == number && header.is_plausible())
-            }
-            Header::Torn => None,
-        };
-        segments.push(Old { segment, len, header, damaged: header.is_none() });
-    }
-    segments.sort_unstable_by_key(|old| old.segment.number);
-    Ok(segments)
 }
 
 /// Finds what is whole, wherever it begins.
@@ -200,34 +178,15 @@ impl Copy {
         let written = self.to.file.write_at(0, &header.encode());
         written.map_err(|error| self.to.error("write", error))?;
         let mut salvaged = Salvaged { kept: 0, lost: Vec::new() };
-        let mut body = Vec::new();
         let mut sequence = first;
         // Behind what was durable, the first record that is not there is the torn end of the log.
         while index.records.contains_key(&sequence) || sequence <= index.stated {
-            let Some(at) = index.records.get(&sequence) else {
-                keep(sequence, None)?;
-                salvaged.lose(sequence);
-                self.append(sequence, &[], &[])?;
-                sequence = sequence.next();
-                continue;
+            let kept = match index.records.get(&sequence) {
+                Some(at) => self.copy(&old[at.old], *at, sequence, keep)?,
+                None => false,
             };
-            let segment = &old[at.old].segment;
-            let read = |error| segment.error("read", error);
-            let len = old[at.old].len;
-            let mut reader = Reader::new(&*segment.file, segment.number, len).at(at.offset);
-            let Found::Frame(frame) = reader.next(sequence, at.salt).map_err(read)? else {
-                // It was whole a moment ago.
-                let why = "it is read otherwise than before";
-                return Err(super::segment::damaged(&segment.path, at.offset, why));
-            };
-            // The reader has verified the frame, and so that its length is within the limit.
-            body.resize(frame.body_len as usize, 0);
-            segment.file.read_at(frame.body_at, &mut body).map_err(read)?;
-            let place = Place::new(Arc::clone(segment), frame.body_at);
-            let (head, body_len) = (frame.head, frame.body_len);
-            if keep(sequence, Some(Replayed { sequence, head, body: place, body_len }))? {
+            if kept {
                 salvaged.kept += 1;
-                self.append(sequence, frame.head, &body)?;
             } else {
                 keep(sequence, None)?;
                 salvaged.lose(sequence);
@@ -236,6 +195,33 @@ impl Copy {
             sequence = sequence.next();
         }
         Ok(salvaged)
+    }
+
+    /// Copies a record if it can be made use of; whether it can.
+    fn copy(
+        &mut self,
+        old: &Old,
+        at: At,
+        sequence: Sequence,
+        keep: &mut dyn FnMut(Sequence, Option<Replayed<'_>>) -> Result<bool>,
+    ) -> Result<bool> {
+        let segment = &old.segment;
+        let read = |error| segment.error("read", error);
+        let mut reader = Reader::new(&*segment.file, segment.number, old.len).at(at.offset);
+        let Found::Frame(frame) = reader.next(sequence, at.salt).map_err(read)? else {
+            // It was whole a moment ago.
+            return Err(damaged(&segment.path, at.offset, "it is read otherwise than before"));
+        };
+        // The reader has verified the frame, and so that its length is within the limit.
+        let mut body = vec![0; frame.body_len as usize];
+        segment.file.read_at(frame.body_at, &mut body).map_err(read)?;
+        let place = Place::new(Arc::clone(segment), frame.body_at);
+        let (head, body_len) = (frame.head, frame.body_len);
+        let kept = keep(sequence, Some(Replayed { sequence, head, body: place, body_len }))?;
+        if kept {
+            self.append(sequence, frame.head, &body)?;
+        }
+        Ok(kept)
     }
 
     fn append(&mut self, sequence: Sequence, head: &[u8], body: &[u8]) -> Result<()> {

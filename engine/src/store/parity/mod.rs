@@ -112,22 +112,14 @@ impl ParityFile {
             if end > state.pages * PAGE {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let mut at = offset;
+            let (mut at, mut whole) = (offset, [0; PAGE_BYTES]);
             while at < end {
                 let (page, within) = (at / PAGE, (at % PAGE) as usize);
                 let len = (PAGE_BYTES - within).min((end - at) as usize);
-                let into = &mut out[(at - offset) as usize..][..len];
-                if let Ok(whole) = <&mut Page>::try_from(&mut *into) {
-                    if state.load(&self.file, page, whole)? {
-                        damaged.push(page);
-                    }
-                } else {
-                    let mut whole = [0; PAGE_BYTES];
-                    if state.load(&self.file, page, &mut whole)? {
-                        damaged.push(page);
-                    }
-                    into.copy_from_slice(&whole[within..within + len]);
+                if state.load(&self.file, page, &mut whole)? {
+                    damaged.push(page);
                 }
+                out[(at - offset) as usize..][..len].copy_from_slice(&whole[within..within + len]);
                 at += len as u64;
             }
         }
